@@ -48,19 +48,20 @@ absl::Status ToStatus(const absl::StatusOr<T>& status) {
 
 }  // namespace predump::base
 
-#define PREDUMP_RETURN_IF_ERROR(expression)                                      \
-  do {                                                                           \
-    if (auto predump_status = (expression); !predump_status.ok()) {              \
-      return ::predump::base::internal::ToStatus(predump_status);                \
-    }                                                                            \
+#define PREDUMP_RETURN_IF_ERROR(expression)                         \
+  do {                                                              \
+    if (auto predump_status = (expression); !predump_status.ok()) { \
+      return ::predump::base::internal::ToStatus(predump_status);   \
+    }                                                               \
   } while (false)
 
 #define PREDUMP_CONCAT_INNER(a, b) a##b
 #define PREDUMP_CONCAT(a, b) PREDUMP_CONCAT_INNER(a, b)
 
 // PREDUMP_ASSIGN_OR_RETURN(auto value, Call()): declares `value`, or returns the error.
-#define PREDUMP_ASSIGN_OR_RETURN(declaration, expression) \
-  PREDUMP_ASSIGN_OR_RETURN_IMPL(PREDUMP_CONCAT(predump_statusor_, __LINE__), declaration, expression)
+#define PREDUMP_ASSIGN_OR_RETURN(declaration, expression)                                 \
+  PREDUMP_ASSIGN_OR_RETURN_IMPL(PREDUMP_CONCAT(predump_statusor_, __LINE__), declaration, \
+                                expression)
 #define PREDUMP_ASSIGN_OR_RETURN_IMPL(holder, declaration, expression) \
   auto holder = (expression);                                          \
   if (!holder.ok()) return std::move(holder).status();                 \

@@ -14,7 +14,8 @@ uint64_t PageSize() {
 
 absl::StatusOr<AddressRange> AddressRange::Create(uint64_t start, uint64_t end) {
   if (start > end) {
-    return absl::InvalidArgumentError(absl::StrFormat("range %x-%x ends before it starts", start, end));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("range %x-%x ends before it starts", start, end));
   }
   return FromOrdered(start, end);
 }

@@ -1,0 +1,70 @@
+// The mappings of a process, classified.
+//
+// A VmaList is ascending and disjoint. Kinds decide how memory moves: private memory page by page,
+// files by being opened again at the target, the vDSO by the target having the same one.
+#ifndef PREDUMP_PAGEMAP_VMA_H_
+#define PREDUMP_PAGEMAP_VMA_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "src/base/units.h"
+#include "src/kernel/process.h"
+#include "src/kernel/procfs.h"
+
+namespace predump::pagemap {
+
+enum class VmaKind {
+  kAnonymousPrivate,  // heap, stack and brk included
+  kFilePrivate,
+  kFileShared,
+  kAnonymousShared,  // /dev/zero, memfd, SysV: by name in `path`
+  kVdso,
+  kVvar,  // [vvar] and [vvar_vclock]
+  kVsyscall,
+  kUnsupported,  // device, pfn, hugetlb, shadow stack ...: `why_unsupported` says
+};
+
+struct Vma {
+  base::AddressRange range;
+  uint32_t prot = 0;  // PROT_*
+  VmaKind kind = VmaKind::kUnsupported;
+  uint64_t file_offset_bytes = 0;
+  uint64_t device = 0;  // makedev(3)
+  uint64_t inode = 0;
+  std::string
+      path;  // as in maps, without " (deleted)": a file, "[heap]", "[stack]", "[anon:x]" or ""
+  bool deleted = false;
+  bool grows_down = false;
+  kernel::VmFlags flags;  // from smaps or BPF; empty when not read
+  std::string why_unsupported;
+
+  bool is_private_memory() const {
+    return kind == VmaKind::kAnonymousPrivate || kind == VmaKind::kFilePrivate;
+  }
+};
+
+class VmaList {
+ public:
+  VmaList() = default;
+  explicit VmaList(std::vector<Vma> vmas) : vmas_(std::move(vmas)) {}
+
+  // Reads and classifies /proc/PID/maps. With `with_flags`, VmFlags too (smaps: walks page tables,
+  // so not while the target is frozen; a BPF capture sets them there). Errors: TargetExited.
+  static absl::StatusOr<VmaList> Read(const kernel::ProcessHandle& process, bool with_flags);
+
+  const std::vector<Vma>& vmas() const { return vmas_; }
+  std::vector<Vma>& mutable_vmas() { return vmas_; }
+  // The mapping that holds `address`, or null.
+  const Vma* Find(base::RemoteAddress address) const;
+
+ private:
+  std::vector<Vma> vmas_;
+};
+
+}  // namespace predump::pagemap
+
+#endif  // PREDUMP_PAGEMAP_VMA_H_
