@@ -1,0 +1,50 @@
+// The one stop before round 0: a userfaultfd of the target, and the helper task.
+//
+// One thread of the target is stopped once, runs a self-finishing program in the zero padding of
+// the vDSO, and goes on where it was, interrupted calls included. The program, run to its end
+// without us, closes what it opened, reaps what it made and restores every register and the signal
+// mask, so that our death at any instant leaves the target as it was. Thread rule: the calling
+// thread becomes the helper's tracer.
+#ifndef PREDUMP_KERNEL_SETUP_INJECTION_H_
+#define PREDUMP_KERNEL_SETUP_INJECTION_H_
+
+#include <sys/types.h>
+
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "src/base/unique_fd.h"
+#include "src/base/units.h"
+#include "src/kernel/helper_task.h"
+#include "src/kernel/process.h"
+
+namespace predump::kernel {
+
+struct SetupRequest {
+  bool userfaultfd = true;
+  bool helper = true;
+  base::ByteCount pipe_capacity{1 << 20};
+  // How long a thread may take to stop before another outcome is reported.
+  absl::Duration timeout = absl::Seconds(2);
+};
+
+struct SetupResult {
+  // Valid where requested and given; else userfaultfd_status says why not.
+  base::UniqueFd userfaultfd;
+  absl::Status userfaultfd_status;
+  std::optional<HelperTask> helper;
+  absl::Status helper_status;  // why there is none: EAGAIN, pids.max, init of its namespace, ...
+  absl::Duration stopped;      // how long the thread was stopped
+  pid_t thread = 0;            // which
+};
+
+// Errors (nothing was done to the target): TargetExited; FailedPrecondition: stopped, traced by
+// somebody else (named), every thread seccomp-filtered, or the padding in use; Unimplemented: not a
+// 64-bit process or no vDSO; DeadlineExceeded no thread could be stopped.
+absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const SetupRequest& request);
+
+}  // namespace predump::kernel
+
+#endif  // PREDUMP_KERNEL_SETUP_INJECTION_H_
