@@ -28,6 +28,8 @@ namespace predump::transport {
 
 // Of the native protocol. Raised when an older program could misunderstand a newer one.
 inline constexpr uint32_t kProtocolVersion = 1;
+// For messages to people only; nothing is decided by it.
+inline constexpr char kProgramVersion[] = "0.1.0";
 
 // Before the hellos a peer is a stranger.
 inline constexpr uint32_t kMaxHelloBytes = 64u << 10;

@@ -2,19 +2,20 @@
 // which is freestanding: this header needs no library and allocates nothing.
 //
 // After the 24-byte preamble {kDataMagic, 16 bytes of token} the source sends frames: a fixed
-// 32-byte header, then what its kind says. Everything is little-endian. The landing answers only
-// round-end frames, with one 32-byte acknowledgement each.
+// 32-byte header, then what its kind says. Everything is little-endian. The landing answers each
+// kRoundEnd and kFinal with one header {kAcknowledge, 0, round number, round number}, or with
+// kLandingError at any time, after which the stream is dead.
 //
-//   kind       count                arg                 follows the header
-//   kMap       1                    0                   MapRecord, then path_bytes of path (no NUL)
-//   kUnmap     number of ranges     0                   count Extents: nothing is mapped there now
-//   kDrop      number of ranges     0                   count Extents: contents are gone, zero
-//   again kPages     number of extents    payload in bytes    count Extents, then their bytes in
-//   order kRoundEnd  0                    round number        nothing; acknowledged when all before
-//   it is
-//                                                       in memory
-//   kFinal     0                    round number        nothing; acknowledged, then the landing
-//                                                       stops itself for its tracer
+// clang-format off
+//   kind       count              arg               follows the header
+//   kMap       1                  0                 MapRecord, then path_bytes of path (no NUL)
+//   kUnmap     number of ranges   0                 count Extents: nothing is mapped there now
+//   kDrop      number of ranges   0                 count Extents: contents are gone, zero again
+//   kPages     number of extents  payload in bytes  count Extents, then their bytes in order
+//   kRoundEnd  0                  round number      nothing; acknowledged when all before it is in memory
+//   kFinal     0                  round number      nothing; acknowledged, then the landing stops itself
+//                                                   for its tracer
+// clang-format on
 //
 // Invariants a reader enforces: kinds are known; count <= kMaxExtentsPerFrame; extents are page
 // aligned, non-empty, inside user space, ascending and disjoint within a frame; the payload equals
