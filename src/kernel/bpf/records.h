@@ -190,7 +190,7 @@ struct PosixTimerRecord {
 struct VmaRecord {
   __u64 start;
   __u64 end;
-  __u64 vm_flags;  // raw VM_*, see VmaFlagsFromRaw
+  __u64 vm_flags;  // raw VM_*, see FlagsOf()
   __u64 page_offset;
   __u64 inode;         // 0: no file
   __u64 device;        // as makedev(3) writes it

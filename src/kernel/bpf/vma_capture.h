@@ -10,18 +10,18 @@
 #include <sys/types.h>
 
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "src/kernel/bpf/records.h"
+#include "src/kernel/procfs_maps.h"
 
 namespace predump::kernel {
 
-// The two-letter names of smaps' VmFlags line that raw VM_* bits stand for, in the order smaps
-// writes them. Bits without a name there are left out.
-// Source: include/linux/mm.h and fs/proc/task_mmu.c of 6.12 and 6.18 (x86-64).
-std::vector<std::string> VmFlagNames(uint64_t vm_flags);
+// The raw VM_* bits of a record as the flags smaps shows, protection key included. Bits that smaps
+// does not show are left out.
+// Source: include/linux/mm.h and fs/proc/task_mmu.c of 6.12 and 6.18, x86-64.
+VmaFlags FlagsOf(const VmaRecord& vma);
 
 class VmaCapture {
  public:
