@@ -1,0 +1,139 @@
+// What became of each session, on disk, so that whoever is asked says the same (DESIGN 10).
+//
+//   (nothing) --BeginSession--> preparing --Commit--> committed --Release--> released --Resumed-->
+//   released
+//        \________________________|_____________________|                    (not resumed)
+//        (resumed)
+//                         Destroy, or Decide           Decide, if the landing is dead
+//                                 v                     v
+//                              destroyed            destroyed
+//
+// I1: a fate is decided once: no transition leaves `destroyed` or `released` (but to be forgotten).
+// I2: every transition is made under one lock, by rename: two deciders cannot differ, and none sees
+//     half a record.
+// I3: while a session process lives (it holds a lock of its own) nobody else decides for it.
+// Files: DIR/target/<session id in hex>, mode 0600, and <...>.alive, the lock of the session.
+// Thread rule: one thread at a time; any number of processes.
+#ifndef PREDUMP_PAGESERVER_FATE_STORE_H_
+#define PREDUMP_PAGESERVER_FATE_STORE_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "src/base/unique_fd.h"
+#include "src/kernel/process.h"
+
+namespace predump::pageserver {
+
+inline constexpr size_t kSessionIdBytes = 16;
+
+// Which process of which boot; a pid alone says nothing.
+struct LandingIdentity {
+  pid_t pid = 0;  // as seen by the server
+  uint64_t start_time_ticks = 0;
+  std::string boot_id;
+  uint64_t pid_namespace = 0;  // inode of the server's
+
+  static absl::StatusOr<LandingIdentity> Of(const kernel::ProcessHandle& landing);
+};
+
+enum class FateState { kPreparing, kCommitted, kReleased, kDestroyed };
+
+struct FateRecord {
+  FateState state = FateState::kPreparing;
+  bool resumed = false;  // of kReleased: the landing was seen to go on
+  std::optional<LandingIdentity> landing;
+  absl::Time written;
+
+  std::string Serialize() const;
+  // DataLoss for what Serialize does not write.
+  static absl::StatusOr<FateRecord> Parse(absl::string_view text);
+};
+
+enum class Outcome { kDestroyed, kRunning, kPending };
+
+struct Fate {
+  Outcome outcome = Outcome::kPending;
+  pid_t restored_pid = 0;  // of kRunning
+};
+
+class FateStore;
+
+// Held by the process that works on a session. As long as it is, the fate is this process's alone.
+class LiveSession {
+ public:
+  const std::string& id() const { return id_; }
+
+ private:
+  friend class FateStore;
+  LiveSession(std::string id, base::UniqueFd lock) : id_(std::move(id)), lock_(std::move(lock)) {}
+
+  std::string id_;
+  base::UniqueFd lock_;
+};
+
+class FateStore {
+ public:
+  // Makes DIR/target (0700) where it is not there.
+  static absl::StatusOr<FateStore> Open(const std::string& state_directory);
+
+  // Records `preparing`. InvalidArgument for an id that is not 16 bytes; FailedPrecondition where
+  // the session has a fate, or a live process, already.
+  absl::StatusOr<LiveSession> BeginSession(absl::string_view session_id);
+
+  // From `preparing`. FailedPrecondition where the fate was decided otherwise meanwhile: then the
+  // landing must not run.
+  absl::Status Commit(const LiveSession& session, const LandingIdentity& landing);
+  // From `committed`.
+  absl::Status Release(const LiveSession& session);
+  // The released process was seen to go on.
+  absl::Status Resumed(const LiveSession& session);
+  // From `preparing`: it will never run here. No-op where that is on record already.
+  absl::Status Destroy(const LiveSession& session);
+  // The source knows all it needs.
+  absl::Status Forget(const LiveSession& session);
+
+  // Says what became of a session, and makes it so for ever where it was open:
+  //   unknown, or preparing without a live process: destroyed, which is recorded first
+  //   committed, no live process: destroyed where the landing is dead; else it is made to run
+  //   released: running, whatever became of it since; a landing left stopped is made to run
+  //   a live process is at it: pending
+  // Errors: the store cannot be read or written; the landing cannot be judged (other pid
+  // namespace). In every error the fate is open and the source stays as it is.
+  absl::StatusOr<Fate> Decide(absl::string_view session_id);
+
+  // Brings to an end what dead sessions left between commit and resumption, and forgets fates older
+  // than `limit`: those of released processes only once these have exited, since "unknown" would
+  // mean "may run at the source". Returns the first error, after trying all.
+  absl::Status Settle(absl::Duration limit);
+
+ private:
+  explicit FateStore(std::string directory) : directory_(std::move(directory)) {}
+
+  absl::StatusOr<base::UniqueFd> Lock() const;
+  std::string PathOf(absl::string_view session_id) const;
+  std::string AlivePathOf(absl::string_view session_id) const;
+  // NotFound: no record.
+  absl::StatusOr<FateRecord> Read(absl::string_view session_id) const;
+  absl::Status Write(absl::string_view session_id, FateRecord record) const;
+  void Remove(absl::string_view session_id) const;
+  absl::StatusOr<bool> SessionLives(absl::string_view session_id) const;
+  // Nothing: the landing is between two states, look again.
+  absl::StatusOr<std::optional<Fate>> DecideNow(absl::string_view session_id);
+  absl::StatusOr<std::optional<Fate>> DecideCommitted(absl::string_view session_id,
+                                                      FateRecord record);
+  absl::Status SettleOne(const std::string& session_id, absl::Duration limit);
+
+  std::string directory_;
+};
+
+}  // namespace predump::pageserver
+
+#endif  // PREDUMP_PAGESERVER_FATE_STORE_H_
