@@ -29,10 +29,11 @@ struct ScanRequest {
 struct ScanResult {
   size_t count = 0;  // regions filled
   // Everything before it was walked (and reset). Equal to range.end() unless `out` or max_pages ran
-  // out, or the walk was refused.
+  // out. Where the walk was refused: range.start(), for the kernel does not tell how far it came.
   base::RemoteAddress walk_end;
-  // 0, or EPERM: the mapping at walk_end is not registered for asynchronous write protection, after
-  // everything before it was already reset (DESIGN 12.1). `count` regions are still valid.
+  // 0, or EPERM: some mapping in the range is not registered for asynchronous write protection. An
+  // unknown part before that mapping was already reset (DESIGN 12.1) and what was found there is
+  // lost, so that the whole range has to be sent again.
   int refused_errno = 0;
 };
 

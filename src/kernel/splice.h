@@ -43,7 +43,8 @@ class PipePair {
 // Moves exactly `bytes` from the pipe `from_pipe` to `to` (socket, pipe or file at its position),
 // waiting where `to` is full. `more`: SPLICE_F_MORE, further data follows at once.
 // Errors: DataLoss the pipe ended early (splice gave 0: that is no progress and never retried);
-// else from splice(2), Unavailable for a closed peer. A timeout is the socket's own (SO_SNDTIMEO).
+// else from splice(2): Unavailable for a closed peer, DeadlineExceeded past the socket's
+// SO_SNDTIMEO.
 absl::Status SpliceAll(int from_pipe, int to, base::ByteCount bytes, bool more);
 
 // vmsplice(2) of our own memory without gift or wait. Returns bytes queued, 0 where the pipe is

@@ -1,0 +1,181 @@
+#include "src/kernel/ptrace.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "src/base/errors.h"
+
+namespace predump::kernel {
+namespace {
+
+// struct ptrace_rseq_configuration; glibc 2.36 has it, older ones do not.
+struct RseqConfigurationMirror {
+  uint64_t address;
+  uint32_t size;
+  uint32_t signature;
+  uint32_t flags;
+  uint32_t padding;
+};
+static_assert(sizeof(RseqConfigurationMirror) == 24);
+
+// The x86-64 XSAVE area with AMX tiles is about 11 KiB; the kernel tells the true size.
+constexpr size_t kXstateRoom = 16384;
+
+// The request's type is an enumeration in glibc, and data is variadic.
+long RawPtrace(int request, pid_t tid, uint64_t address, uint64_t data) {
+  return ::ptrace(static_cast<__ptrace_request>(request), tid, reinterpret_cast<void*>(address),
+                  reinterpret_cast<void*>(data));
+}
+
+uint64_t AsData(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
+
+absl::Status PtraceError(int error_number, const char* name, pid_t tid) {
+  // ESRCH also means "not stopped"; the callers of this class keep that rule, so it is an exit (a
+  // SIGKILL ends any stop).
+  if (error_number == ESRCH)
+    return base::TargetExited(absl::StrCat(name, ": task ", tid, " has exited"));
+  return base::ErrnoError(error_number, name, " of task ", tid);
+}
+
+}  // namespace
+
+Tracee::Tracee(Tracee&& other) noexcept : tid_(std::exchange(other.tid_, 0)) {}
+
+Tracee& Tracee::operator=(Tracee&& other) noexcept {
+  if (this != &other) {
+    if (tid_ != 0) RawPtrace(PTRACE_DETACH, tid_, 0, 0);
+    tid_ = std::exchange(other.tid_, 0);
+  }
+  return *this;
+}
+
+Tracee::~Tracee() {
+  if (tid_ != 0) RawPtrace(PTRACE_DETACH, tid_, 0, 0);
+}
+
+absl::StatusOr<Tracee> Tracee::Seize(pid_t tid, uint64_t options) {
+  if (RawPtrace(PTRACE_SEIZE, tid, 0, options) != 0) {
+    return PtraceError(errno, "PTRACE_SEIZE", tid);
+  }
+  return Tracee(tid);
+}
+
+absl::Status Tracee::Call(int request, uint64_t address, uint64_t data, const char* name) const {
+  if (RawPtrace(request, tid_, address, data) >= 0) return absl::OkStatus();
+  return PtraceError(errno, name, tid_);
+}
+
+absl::Status Tracee::Interrupt() const { return Call(PTRACE_INTERRUPT, 0, 0, "PTRACE_INTERRUPT"); }
+
+absl::StatusOr<WaitEvent> Tracee::WaitForStop(std::optional<absl::Duration> timeout) {
+  absl::StatusOr<WaitEvent> event = Wait({.tid = tid_, .timeout = timeout});
+  if (absl::IsNotFound(event.status())) {
+    // Another thread of the target called execve(2), or somebody reaped it.
+    return base::TargetExited(absl::StrCat("task ", std::exchange(tid_, 0), " is gone"));
+  }
+  if (event.ok() && event->IsExit()) {
+    tid_ = 0;
+    return base::TargetExited(event->ToString());
+  }
+  return event;
+}
+
+absl::StatusOr<user_regs_struct> Tracee::GetRegisters() const {
+  user_regs_struct registers;
+  PREDUMP_RETURN_IF_ERROR(Call(PTRACE_GETREGS, 0, AsData(&registers), "PTRACE_GETREGS"));
+  return registers;
+}
+
+absl::Status Tracee::SetRegisters(const user_regs_struct& registers) const {
+  return Call(PTRACE_SETREGS, 0, AsData(&registers), "PTRACE_SETREGS");
+}
+
+absl::StatusOr<std::vector<std::byte>> Tracee::GetXstate() const {
+  std::vector<std::byte> xstate(kXstateRoom);
+  struct iovec io = {xstate.data(), xstate.size()};
+  PREDUMP_RETURN_IF_ERROR(
+      Call(PTRACE_GETREGSET, NT_X86_XSTATE, AsData(&io), "PTRACE_GETREGSET NT_X86_XSTATE"));
+  if (io.iov_len == xstate.size()) {
+    return absl::InternalError("this processor's extended state is larger than expected");
+  }
+  xstate.resize(io.iov_len);
+  return xstate;
+}
+
+absl::Status Tracee::SetXstate(std::span<const std::byte> xstate) const {
+  struct iovec io = {const_cast<std::byte*>(xstate.data()), xstate.size()};
+  return Call(PTRACE_SETREGSET, NT_X86_XSTATE, AsData(&io), "PTRACE_SETREGSET NT_X86_XSTATE");
+}
+
+absl::StatusOr<uint64_t> Tracee::GetSignalMask() const {
+  uint64_t mask = 0;
+  PREDUMP_RETURN_IF_ERROR(Call(PTRACE_GETSIGMASK, sizeof mask, AsData(&mask), "PTRACE_GETSIGMASK"));
+  return mask;
+}
+
+absl::Status Tracee::SetSignalMask(uint64_t mask) const {
+  return Call(PTRACE_SETSIGMASK, sizeof mask, AsData(&mask), "PTRACE_SETSIGMASK");
+}
+
+absl::StatusOr<std::vector<siginfo_t>> Tracee::PeekPendingSignals(PendingQueue queue) const {
+  std::vector<siginfo_t> signals;
+  for (;;) {
+    siginfo_t chunk[32];
+    struct __ptrace_peeksiginfo_args arguments = {};
+    arguments.off = signals.size();
+    arguments.flags = queue == PendingQueue::kProcess ? PTRACE_PEEKSIGINFO_SHARED : 0;
+    arguments.nr = std::size(chunk);
+    const long got = RawPtrace(PTRACE_PEEKSIGINFO, tid_, AsData(&arguments), AsData(chunk));
+    if (got < 0) return PtraceError(errno, "PTRACE_PEEKSIGINFO", tid_);
+    if (got == 0) return signals;
+    signals.insert(signals.end(), chunk, chunk + got);
+  }
+}
+
+absl::StatusOr<siginfo_t> Tracee::GetSignalInfo() const {
+  siginfo_t info;
+  PREDUMP_RETURN_IF_ERROR(Call(PTRACE_GETSIGINFO, 0, AsData(&info), "PTRACE_GETSIGINFO"));
+  return info;
+}
+
+absl::StatusOr<RseqConfiguration> Tracee::GetRseqConfiguration() const {
+  constexpr int kGetRseqConfiguration = 0x420f;  // PTRACE_GET_RSEQ_CONFIGURATION
+  RseqConfigurationMirror mirror = {};
+  PREDUMP_RETURN_IF_ERROR(
+      Call(kGetRseqConfiguration, sizeof mirror, AsData(&mirror), "PTRACE_GET_RSEQ_CONFIGURATION"));
+  return RseqConfiguration{base::RemoteAddress(mirror.address), mirror.size, mirror.signature,
+                           mirror.flags};
+}
+
+absl::StatusOr<uint64_t> Tracee::GetEventMessage() const {
+  unsigned long message = 0;
+  PREDUMP_RETURN_IF_ERROR(Call(PTRACE_GETEVENTMSG, 0, AsData(&message), "PTRACE_GETEVENTMSG"));
+  return message;
+}
+
+absl::Status Tracee::SetOptions(uint64_t options) const {
+  return Call(PTRACE_SETOPTIONS, 0, options, "PTRACE_SETOPTIONS");
+}
+
+absl::Status Tracee::Continue(int signal_number) const {
+  return Call(PTRACE_CONT, 0, static_cast<uint64_t>(signal_number), "PTRACE_CONT");
+}
+
+absl::Status Tracee::ContinueToSyscall(int signal_number) const {
+  return Call(PTRACE_SYSCALL, 0, static_cast<uint64_t>(signal_number), "PTRACE_SYSCALL");
+}
+
+absl::Status Tracee::Detach(int signal_number) && {
+  const absl::Status status =
+      Call(PTRACE_DETACH, 0, static_cast<uint64_t>(signal_number), "PTRACE_DETACH");
+  tid_ = 0;
+  return status;
+}
+
+}  // namespace predump::kernel

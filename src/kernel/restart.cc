@@ -1,0 +1,137 @@
+#include "src/kernel/restart.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+namespace predump::kernel {
+namespace {
+
+// include/linux/errno.h of the kernel: never seen by a program, but by its tracer.
+constexpr int64_t kErestartsys = 512;
+constexpr int64_t kErestartnointr = 513;
+constexpr int64_t kErestartnohand = 514;
+constexpr int64_t kErestartRestartblock = 516;
+
+constexpr uint64_t kSyscallInstructionBytes = 2;
+constexpr uint64_t kNoSystemCall = ~0ull;
+
+bool InSystemCall(const user_regs_struct& registers) {
+  return static_cast<int64_t>(registers.orig_rax) >= 0;
+}
+
+int64_t ErrorOf(const user_regs_struct& registers) { return -static_cast<int64_t>(registers.rax); }
+
+void Repeat(uint64_t number, RestartPlan* plan) {
+  plan->registers.rax = number;
+  plan->registers.rip -= kSyscallInstructionBytes;
+  plan->repeats_call = true;
+}
+
+// Where a call keeps a relative timeout that begins anew when the call is repeated.
+void PatchRelativeTimeout(const RestartContext& context, RestartPlan* plan) {
+  user_regs_struct& r = plan->registers;
+  const auto milliseconds = [&](unsigned long long* argument) {
+    plan->timeout = RestartPlan::Timeout::kMillisecondsInRegister;
+    if (!context.remaining.has_value()) return;
+    const absl::Duration left = std::max(*context.remaining, absl::ZeroDuration());
+    *argument =
+        static_cast<uint64_t>(absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1))));
+  };
+  const auto timespec_at = [&](uint64_t address) {
+    if (address == 0) return;
+    plan->timeout = RestartPlan::Timeout::kTimespecInMemory;
+    plan->timeout_address = address;
+  };
+  constexpr uint64_t kTimerAbstime = 1;
+  constexpr uint64_t kFutexCommandMask = 0x7f;  // without PRIVATE_FLAG and CLOCK_REALTIME
+  switch (r.orig_rax) {
+    case SYS_nanosleep:
+      return timespec_at(r.rdi);
+    case SYS_clock_nanosleep:
+      return (r.rsi & kTimerAbstime) != 0 ? void() : timespec_at(r.rdx);
+    case SYS_futex:  // FUTEX_WAIT is relative, FUTEX_WAIT_BITSET and the rest are absolute
+      return (r.rsi & kFutexCommandMask) == 0 ? timespec_at(r.r10) : void();
+    case SYS_poll:
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait: {
+      unsigned long long* argument = r.orig_rax == SYS_poll ? &r.rdx : &r.r10;
+      if (static_cast<int32_t>(*argument) > 0) milliseconds(argument);
+      return;
+    }
+    case SYS_epoll_pwait2:
+    case SYS_semtimedop:
+      return timespec_at(r.r10);
+    case SYS_rt_sigtimedwait:
+      return timespec_at(r.rdx);
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
+      return timespec_at(r.r8);
+    default:
+      return;
+  }
+}
+
+}  // namespace
+
+bool ReturnsEintrAfterStop(uint64_t number) {
+  switch (number) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_rt_sigtimedwait:  // sigwaitinfo as well
+    case SYS_semop:
+    case SYS_semtimedop:
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
+    // Sockets with SO_RCVTIMEO or SO_SNDTIMEO. EINTR from these means that nothing was moved.
+    case SYS_read:
+    case SYS_readv:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_write:
+    case SYS_writev:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg:
+      return true;
+    default:
+      return false;
+  }
+}
+
+RestartPlan RestartRegisters(const user_regs_struct& stopped, const RestartContext& context) {
+  RestartPlan plan{.registers = stopped};
+  if (InSystemCall(stopped)) {
+    const int64_t error = ErrorOf(stopped);
+    if (error == kErestartsys || error == kErestartnointr || error == kErestartnohand) {
+      // Calls of this kind with a timeout have it absolute, or the kernel wrote back what is left.
+      Repeat(stopped.orig_rax, &plan);
+    } else if (error == kErestartRestartblock) {
+      if (!context.same_task) PatchRelativeTimeout(context, &plan);
+      Repeat(context.same_task ? SYS_restart_syscall : stopped.orig_rax, &plan);
+    } else if (error == EINTR && !context.unblocked_signal_pending &&
+               ReturnsEintrAfterStop(stopped.orig_rax)) {
+      PatchRelativeTimeout(context, &plan);
+      Repeat(stopped.orig_rax, &plan);
+    }
+  }
+  plan.registers.orig_rax = kNoSystemCall;
+  return plan;
+}
+
+std::optional<user_regs_struct> NativeRestartRegisters(const user_regs_struct& stopped) {
+  if (!InSystemCall(stopped) || ErrorOf(stopped) != EINTR ||
+      !ReturnsEintrAfterStop(stopped.orig_rax)) {
+    return std::nullopt;
+  }
+  user_regs_struct registers = stopped;
+  registers.rax = static_cast<uint64_t>(-kErestartnohand);
+  return registers;
+}
+
+}  // namespace predump::kernel
