@@ -50,7 +50,7 @@ absl::Status ToStatus(const absl::StatusOr<T>& status) {
 
 #define PREDUMP_RETURN_IF_ERROR(expression)                         \
   do {                                                              \
-    if (auto predump_status = (expression); !predump_status.ok()) { \
+    if (auto&& predump_status = (expression); !predump_status.ok()) { \
       return ::predump::base::internal::ToStatus(predump_status);   \
     }                                                               \
   } while (false)

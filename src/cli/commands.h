@@ -1,0 +1,29 @@
+// The subcommands of `predump`: each adds its options to the parser and runs.
+#ifndef PREDUMP_CLI_COMMANDS_H_
+#define PREDUMP_CLI_COMMANDS_H_
+
+#include <functional>
+#include <string>
+
+#include "CLI/CLI.hpp"
+
+namespace predump::cli {
+
+// Options every subcommand has.
+struct CommonOptions {
+  std::string log_file;
+  int verbosity = 0;
+};
+
+// What to run once parsing is done; returns the exit code.
+using Command = std::function<int()>;
+
+// Each adds its options to `app` and, when its command was given, sets `command`.
+void AddMigrate(CLI::App& app, const CommonOptions& common, Command& command);
+void AddPageServer(CLI::App& app, const CommonOptions& common, Command& command);
+void AddCheck(CLI::App& app, const CommonOptions& common, Command& command);
+void AddResolve(CLI::App& app, const CommonOptions& common, Command& command);
+
+}  // namespace predump::cli
+
+#endif  // PREDUMP_CLI_COMMANDS_H_

@@ -1,0 +1,91 @@
+// predump: moves a running Linux process to another machine while it keeps running.
+#include <stdio.h>
+
+#include <exception>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "spdlog/sinks/basic_file_sink.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+#include "src/cli/commands.h"
+#include "src/predump/report.h"
+
+namespace predump::cli {
+namespace {
+
+constexpr int kUsageExit = static_cast<int>(MigrationStatus::kUsage);
+
+void AddCommon(CLI::App& app, CommonOptions& common) {
+  app.add_option("--log-file,-o", common.log_file, "Write the log to FILE")->type_name("FILE");
+  app.add_flag("-v", common.verbosity, "Log more; -vv logs most");
+}
+
+// Log lines go to the file where one was named, else to standard error: but on a terminal the
+// command's own lines stand there, so that only warnings join them unless -v asks for more.
+void SetUpLog(const CommonOptions& common, bool terminal) {
+  std::shared_ptr<spdlog::logger> logger;
+  if (!common.log_file.empty()) {
+    logger = spdlog::basic_logger_st("predump", common.log_file, /*truncate=*/false);
+  } else {
+    logger = spdlog::stderr_logger_st("predump");
+  }
+  logger->set_pattern("%Y-%m-%d %H:%M:%S.%f %l: %v");
+  auto level = spdlog::level::info;
+  if (common.log_file.empty() && terminal) level = spdlog::level::warn;
+  if (common.verbosity == 1) level = spdlog::level::debug;
+  if (common.verbosity >= 2) level = spdlog::level::trace;
+  logger->set_level(level);
+  logger->flush_on(spdlog::level::info);
+  spdlog::set_default_logger(logger);
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Moves a running process to another machine while it keeps running.", "predump");
+  app.set_version_flag("--version,-V", PREDUMP_VERSION);
+  app.footer(
+      "Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 cancelled, 5 parked (run `predump "
+      "resolve`),\n6 the process ended by itself. On 1, 3 and 4 the process runs on here, "
+      "unchanged.\nMore: man predump");
+  CommonOptions common;
+  AddCommon(app, common);
+  Command command;
+  AddMigrate(app, common, command);
+  AddPageServer(app, common, command);
+  AddCheck(app, common, command);
+  AddResolve(app, common, command);
+  app.require_subcommand(0, 1);
+  app.fallthrough();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // Help and version are "errors" of code 0.
+    return app.exit(error) == 0 ? 0 : kUsageExit;
+  }
+  if (!command) {
+    absl::FPrintF(stderr,
+                  "predump: nothing to do: give --pid N --to HOST:PORT, or a subcommand; "
+                  "see predump --help\n");
+    return kUsageExit;
+  }
+  try {
+    SetUpLog(common, ::isatty(STDERR_FILENO) == 1);
+  } catch (const spdlog::spdlog_ex& error) {
+    absl::FPrintF(stderr, "predump: --log-file: %s\n", error.what());
+    return kUsageExit;
+  }
+  return command();
+}
+
+}  // namespace
+}  // namespace predump::cli
+
+int main(int argc, char** argv) {
+  try {
+    return predump::cli::Main(argc, argv);
+  } catch (const std::exception& error) {
+    fprintf(stderr, "predump: %s\n", error.what());
+    return 1;
+  }
+}

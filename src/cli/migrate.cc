@@ -1,0 +1,233 @@
+// `predump --pid N --to HOST:PORT`, the migration itself, and `predump check`.
+#include <stdio.h>
+#include <unistd.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "spdlog/spdlog.h"
+#include "src/base/errors.h"
+#include "src/cli/commands.h"
+#include "src/cli/progress.h"
+#include "src/cli/signals.h"
+#include "src/cli/values.h"
+#include "src/kernel/capabilities.h"
+#include "src/predump/migration.h"
+
+namespace predump::cli {
+namespace {
+
+constexpr int kUsageExit = static_cast<int>(MigrationStatus::kUsage);
+
+// The text of each option until it is parsed for good.
+struct MigrateText {
+  pid_t pid = 0;
+  std::string to;
+  std::string tracker = "auto";
+  std::string source = "auto";
+  std::string max_downtime = "300ms";
+  int max_rounds = 30;
+  int rounds = 0;
+  std::string timeout;
+  std::string bandwidth;
+  std::string freeze_timeout = "2s";
+  std::string congestion;
+  bool leave_running = false;
+  bool verify = false;
+  bool tcp_close = false;
+  bool shell_job = false;
+  bool no_bpf = false;
+  bool json = false;
+  std::string state_directory = "/run/predump";
+};
+
+// Of a migration and of a check alike.
+void AddProcessOptions(CLI::App& app, MigrateText& text) {
+  app.add_flag("--tcp-close", text.tcp_close,
+               "Established TCP connections become closed ones at the target");
+  app.add_flag("--shell-job,-j", text.shell_job,
+               "The process holds a terminal; at the target it gets the page server's");
+  app.add_flag("--no-bpf", text.no_bpf, "Use procfs and ptrace only");
+}
+
+absl::StatusOr<MigrationOptions> Parse(const MigrateText& text, bool needs_target) {
+  MigrationOptions options;
+  if (text.pid <= 0) return absl::InvalidArgumentError("--pid takes a process id above 0");
+  options.pid = text.pid;
+  if (!text.to.empty() || needs_target) {
+    PREDUMP_ASSIGN_OR_RETURN(options.link.address, transport::Address::Parse(text.to));
+  }
+  options.link.socket.congestion = text.congestion;
+  options.tracker = text.tracker;
+  options.source = text.source;
+  PREDUMP_ASSIGN_OR_RETURN(options.policy.max_downtime,
+                           ParseDuration(text.max_downtime, absl::Milliseconds(1)));
+  options.policy.max_rounds = text.max_rounds;
+  if (text.rounds > 0) options.policy.exact_rounds = text.rounds;
+  if (!text.timeout.empty()) {
+    PREDUMP_ASSIGN_OR_RETURN(const TimeoutValue timeout, ParseTimeout(text.timeout));
+    options.policy.timeout = timeout.after;
+    options.policy.on_limit = timeout.outcome;
+  }
+  if (!text.bandwidth.empty()) {
+    PREDUMP_ASSIGN_OR_RETURN(options.bandwidth_per_second, ParseByteRate(text.bandwidth));
+  }
+  PREDUMP_ASSIGN_OR_RETURN(options.freeze_timeout,
+                           ParseDuration(text.freeze_timeout, absl::Seconds(1)));
+  if (options.freeze_timeout <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--freeze-timeout must be above zero");
+  }
+  options.leave_running = text.leave_running;
+  options.verify = text.verify;
+  options.tcp_close = text.tcp_close;
+  options.shell_job = text.shell_job;
+  options.use_bpf = !text.no_bpf;
+  options.state_directory = text.state_directory;
+  return options;
+}
+
+int UsageError(const absl::Status& status) {
+  absl::FPrintF(stderr, "predump: %s\n", std::string(status.message()));
+  return kUsageExit;
+}
+
+void PrintReport(const MigrationReport& report) {
+  absl::FPrintF(stderr, "predump: %s: %s\n", std::string(StatusName(report.status)),
+                report.message);
+  for (const std::string& blocker : report.blockers) absl::FPrintF(stderr, "  %s\n", blocker);
+  if (report.status != MigrationStatus::kCompleted) return;
+  absl::FPrintF(stderr, "  %d rounds, %d pages, %s sent in %.1f ms; setup stop %.3f ms\n",
+                report.rounds.size(), report.pages_sent.value(),
+                FormatBytes(static_cast<double>(report.transferred.value())),
+                absl::ToDoubleMilliseconds(report.total_time),
+                absl::ToDoubleMilliseconds(report.setup_stop));
+  if (report.verified) {
+    absl::FPrintF(stderr, "  %d pages compared at both ends: the same\n",
+                  report.pages_verified.value());
+  }
+  if (!report.downtime.has_value()) return;
+  absl::FPrintF(stderr, "  downtime %.3f ms\n", absl::ToDoubleMilliseconds(*report.downtime));
+  for (const auto& [name, duration] : report.phases) {
+    absl::FPrintF(stderr, "    %-40s %8.3f ms\n", name, absl::ToDoubleMilliseconds(duration));
+  }
+}
+
+int RunMigration(const MigrateText& text) {
+  const absl::StatusOr<MigrationOptions> options = Parse(text, /*needs_target=*/true);
+  if (!options.ok()) return UsageError(options.status());
+  const bool terminal = ::isatty(STDERR_FILENO) == 1;
+  Cancellation cancellation;
+  ProgressDisplay display(terminal);
+  const absl::Duration limit = options->policy.on_limit == Outcome::kCancel
+                                   ? options->policy.timeout
+                                   : absl::InfiniteDuration();
+  const auto watcher = SignalWatcher::Start(limit, [&](const std::string& reason) {
+    if (!cancellation.Request(reason)) {
+      spdlog::warn("{}: too late to cancel, the process is being handed over", reason);
+    }
+  });
+  if (!watcher.ok()) {
+    absl::FPrintF(stderr, "predump: %s\n", std::string(watcher.status().message()));
+    return static_cast<int>(MigrationStatus::kFailed);
+  }
+  const MigrationReport report = Migrate(*options, cancellation, display);
+  display.ClearLine();
+  spdlog::info("{}: {}", std::string(StatusName(report.status)), report.message);
+  PrintReport(report);
+  if (text.json) absl::PrintF("%s\n", report.ToJson());
+  return static_cast<int>(report.status);
+}
+
+int CheckKernel() {
+  const auto results = kernel::ProbeAll();
+  if (!results.ok()) {
+    absl::FPrintF(stderr, "predump: %s\n", std::string(results.status().message()));
+    return static_cast<int>(MigrationStatus::kFailed);
+  }
+  for (const kernel::CapabilityResult& result : *results) {
+    absl::PrintF("%-4s %-24s since %-8s %s\n", result.available ? "yes" : "no", result.name,
+                 result.since, result.purpose);
+    if (!result.reason.empty()) absl::PrintF("     %s\n", result.reason);
+  }
+  return 0;
+}
+
+int RunCheck(const MigrateText& text) {
+  if (text.pid == 0 && text.to.empty()) return CheckKernel();
+  const absl::StatusOr<MigrationOptions> options = Parse(text, /*needs_target=*/false);
+  if (!options.ok()) return UsageError(options.status());
+  const auto blockers = CheckProcess(*options, /*ask_target=*/!text.to.empty());
+  if (!blockers.ok()) {
+    absl::FPrintF(stderr, "predump: %s\n", std::string(blockers.status().message()));
+    return base::IsTargetExited(blockers.status()) ? static_cast<int>(MigrationStatus::kTargetGone)
+                                                   : static_cast<int>(MigrationStatus::kFailed);
+  }
+  if (blockers->empty()) {
+    absl::PrintF("process %d can be moved%s\n", text.pid,
+                 text.to.empty() ? "" : absl::StrCat(" to ", text.to));
+    return 0;
+  }
+  absl::PrintF("process %d cannot be moved:\n", text.pid);
+  for (const std::string& blocker : *blockers) absl::PrintF("  %s\n", blocker);
+  return static_cast<int>(MigrationStatus::kRefused);
+}
+
+}  // namespace
+
+void AddMigrate(CLI::App& app, const CommonOptions&, Command& command) {
+  auto text = std::make_shared<MigrateText>();
+  app.add_option("--pid,-t", text->pid, "The process to move")->type_name("N");
+  app.add_option("--to", text->to, "Where its page server listens")->type_name("HOST:PORT");
+  app.add_option("--max-downtime", text->max_downtime,
+                 "Freeze only once the expected downtime is at most this (300ms; a bare number is "
+                 "milliseconds)");
+  app.add_option(
+         "--max-rounds", text->max_rounds,
+         "After so many rounds freeze if --max-downtime is met, else do what --timeout says")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--rounds", text->rounds,
+                 "Exactly so many rounds; with --leave-running nothing but rounds")
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--timeout", text->timeout,
+                 "After so many seconds of rounds cancel, or freeze all the same")
+      ->type_name("SECONDS[:cancel|force]");
+  app.add_option("--bandwidth", text->bandwidth, "Send at most so many bytes a second in rounds")
+      ->type_name("BYTES[K|M|G]");
+  app.add_option("--freeze-timeout", text->freeze_timeout,
+                 "Thaw when a thread does not stop, or the target is not ready, within this (2s)");
+  app.add_option("--congestion", text->congestion, "TCP congestion control to use")
+      ->type_name("NAME");
+  app.add_option("--tracker", text->tracker, "auto, uffd-wp, soft-dirty or full")
+      ->check(CLI::IsMember({"auto", "uffd-wp", "soft-dirty", "full"}));
+  app.add_option("--source", text->source, "auto, process_vmsplice, helper or readv")
+      ->check(CLI::IsMember({"auto", "process_vmsplice", "helper", "readv"}));
+  app.add_flag("--leave-running,-R", text->leave_running,
+               "Do everything but the last step: the process stays here");
+  app.add_flag("--verify", text->verify, "Compare every page at both ends before handing over");
+  AddProcessOptions(app, *text);
+  app.add_flag("--json", text->json, "Print one JSON object on standard output at the end");
+  app.add_option("--state-dir", text->state_directory, "Where the journal is kept")
+      ->capture_default_str();
+  app.callback([&app, text, &command] {
+    if (!app.get_subcommands().empty()) return;
+    if (app.count("--pid") == 0 && app.count("--to") == 0) return;
+    command = [text] { return RunMigration(*text); };
+  });
+}
+
+void AddCheck(CLI::App& app, const CommonOptions&, Command& command) {
+  auto text = std::make_shared<MigrateText>();
+  CLI::App* check = app.add_subcommand(
+      "check", "Says what this kernel can do, or whether a process can be moved; touches nothing");
+  check->add_option("--pid,-t", text->pid, "Look at this process")->type_name("N");
+  check->add_option("--to", text->to, "Ask this page server too")->type_name("HOST:PORT");
+  AddProcessOptions(*check, *text);
+  check->callback([text, &command] { command = [text] { return RunCheck(*text); }; });
+}
+
+}  // namespace predump::cli

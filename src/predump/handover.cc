@@ -1,0 +1,360 @@
+#include "src/predump/handover.h"
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "spdlog/spdlog.h"
+#include "src/base/atomic_file.h"
+#include "src/base/clock.h"
+#include "src/base/errors.h"
+#include "src/kernel/freezer.h"
+#include "src/kernel/procfs.h"
+#include "src/pagemap/page_hash.h"
+#include "src/predump/journal.h"
+
+namespace predump {
+namespace {
+
+using transport::Deadline;
+
+// How long an unanswered Commit is waited for before the target is asked anew, and how long it is
+// then asked before the process is left parked.
+constexpr absl::Duration kRunningTimeout = absl::Seconds(10);
+constexpr absl::Duration kAskFateFor = absl::Seconds(20);
+constexpr absl::Duration kAskFatePause = absl::Milliseconds(200);
+// Hashing runs at memory speed on both ends; this is for hundreds of GiB.
+constexpr absl::Duration kVerifyTimeout = absl::Minutes(10);
+// Keeps one Verify message well under the limit of a control frame.
+constexpr size_t kHashesPerMessage = 1u << 20;
+
+// Splits the downtime into named, consecutive parts.
+class PhaseClock {
+ public:
+  explicit PhaseClock(MigrationReport& report) : report_(report) {}
+
+  void Mark(std::string name) {
+    const int64_t now_ns = base::MonotonicNanoseconds();
+    report_.phases.emplace_back(std::move(name), absl::Nanoseconds(now_ns - last_ns_));
+    last_ns_ = now_ns;
+  }
+  absl::Duration SinceStart() const {
+    return absl::Nanoseconds(base::MonotonicNanoseconds() - start_ns_);
+  }
+
+ private:
+  MigrationReport& report_;
+  const int64_t start_ns_ = base::MonotonicNanoseconds();
+  int64_t last_ns_ = start_ns_;
+};
+
+void AddPhases(const google::protobuf::RepeatedPtrField<proto::Phase>& phases,
+               MigrationReport& report) {
+  for (const proto::Phase& phase : phases) {
+    report.phases.emplace_back(absl::StrCat("target: ", phase.name()),
+                               absl::Nanoseconds(phase.nanoseconds()));
+  }
+}
+
+class Handover {
+ public:
+  Handover(Engine& engine, Journal journal, JournalEntry entry, uint64_t final_round)
+      : engine_(engine),
+        journal_(std::move(journal)),
+        entry_(std::move(entry)),
+        final_round_(final_round) {}
+
+  absl::StatusOr<HandoverResult> Run() {
+    const kernel::CpuFollower follower(engine_.process);
+    clock_.emplace(engine_.report);
+    PREDUMP_ASSIGN_OR_RETURN(
+        kernel::FrozenProcess frozen,
+        kernel::FrozenProcess::Freeze(engine_.process, engine_.options.freeze_timeout));
+    clock_->Mark("freeze");
+    absl::Status ready = BringToReady(frozen);
+    if (!ready.ok()) return GiveUp(std::move(frozen), ready);
+    if (engine_.options.leave_running) return EndRehearsal(std::move(frozen));
+    return Commit(std::move(frozen));
+  }
+
+ private:
+  // Everything up to Ready, and the comparison of memory where asked for. Nothing is decided yet.
+  absl::Status BringToReady(kernel::FrozenProcess& frozen) {
+    PREDUMP_RETURN_IF_ERROR(engine_.watch.CheckSameProgram());
+    PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> children, engine_.watch.Children());
+    if (!children.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the process has made a child (", absl::StrJoin(children, ", "), ") just now"));
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine_.layout.Read());
+    PREDUMP_ASSIGN_OR_RETURN(const pagemap::DirtySet dirty, engine_.tracker.FinalScan(vmas));
+    clock_->Mark("layout and last scan");
+    PREDUMP_RETURN_IF_ERROR(SendLastRound(vmas, dirty));
+    clock_->Mark("last pages");
+
+    proto::Prepare prepare;
+    PREDUMP_ASSIGN_OR_RETURN(*prepare.mutable_state(), engine_.capturer.Capture(frozen, vmas));
+    prepare.set_final_round(final_round_);
+    clock_->Mark("capture");
+    const Deadline deadline = Deadline::After(engine_.options.freeze_timeout);
+    PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_PREPARE, prepare, deadline));
+    clock_->Mark("state sent");
+
+    std::vector<proto::Verify> hashes;
+    if (engine_.options.verify) {
+      PREDUMP_ASSIGN_OR_RETURN(hashes, HashMemory(vmas, prepare.state()));
+      clock_->Mark("hashing for --verify");
+    }
+    PREDUMP_ASSIGN_OR_RETURN(
+        const proto::Ready ready,
+        engine_.link.control().Expect<proto::Ready>(
+            proto::CONTROL_READY,
+            engine_.options.verify ? Deadline::After(kVerifyTimeout) : deadline));
+    clock_->Mark("ready");
+    AddPhases(ready.phases(), engine_.report);
+    if (engine_.options.verify) {
+      PREDUMP_RETURN_IF_ERROR(Verify(hashes));
+      clock_->Mark("comparing for --verify");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status SendLastRound(const pagemap::VmaList& vmas, const pagemap::DirtySet& dirty) {
+    engine_.limiter.Lift();
+    PREDUMP_RETURN_IF_ERROR(engine_.sender.SendLayout(vmas));
+    PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages, engine_.sender.SendDirty(dirty, nullptr));
+    engine_.report.pages_sent += pages;
+    final_pages_ = pages;
+    return engine_.link.data().Final(final_round_);
+  }
+
+  // The kernel writes into registered rseq areas at every return to user space, on either host.
+  static std::vector<base::AddressRange> RseqAreas(const proto::ProcessState& state) {
+    std::vector<base::AddressRange> areas;
+    for (const proto::ThreadState& thread : state.threads()) {
+      if (!thread.core().thread_core().has_rseq_entry()) continue;
+      const auto& rseq = thread.core().thread_core().rseq_entry();
+      const uint64_t start = rseq.rseq_abi_pointer();
+      areas.push_back(base::AddressRange::FromOrdered(start, start + rseq.rseq_abi_size()));
+    }
+    return areas;
+  }
+
+  absl::StatusOr<std::vector<proto::Verify>> HashMemory(const pagemap::VmaList& vmas,
+                                                        const proto::ProcessState& state) {
+    PREDUMP_ASSIGN_OR_RETURN(const pagemap::ExtentSet pages,
+                             pagemap::DataPages(engine_.process, vmas));
+    PREDUMP_ASSIGN_OR_RETURN(
+        const std::vector<pagemap::HashedExtent> hashed,
+        pagemap::HashPages(engine_.process, pages.extents(), RseqAreas(state)));
+    std::vector<proto::Verify> messages(1);
+    size_t in_message = 0;
+    for (const pagemap::HashedExtent& extent : hashed) {
+      uint64_t address = extent.start.value();
+      for (size_t i = 0; i < extent.hashes.size();) {
+        if (in_message == kHashesPerMessage) {
+          messages.emplace_back();
+          in_message = 0;
+        }
+        const size_t n = std::min(extent.hashes.size() - i, kHashesPerMessage - in_message);
+        proto::VerifyRange* range = messages.back().add_ranges();
+        range->set_start(address);
+        range->mutable_page_hashes()->Add(extent.hashes.begin() + static_cast<ptrdiff_t>(i),
+                                          extent.hashes.begin() + static_cast<ptrdiff_t>(i + n));
+        address += n * base::PageSize();
+        i += n;
+        in_message += n;
+      }
+    }
+    for (size_t i = 0; i < messages.size(); ++i) messages[i].set_last(i + 1 == messages.size());
+    return messages;
+  }
+
+  absl::Status Verify(const std::vector<proto::Verify>& messages) {
+    const Deadline deadline = Deadline::After(kVerifyTimeout);
+    for (const proto::Verify& message : messages) {
+      PREDUMP_RETURN_IF_ERROR(
+          engine_.link.control().Send(proto::CONTROL_VERIFY, message, deadline));
+    }
+    PREDUMP_ASSIGN_OR_RETURN(
+        const proto::VerifyReply reply,
+        engine_.link.control().Expect<proto::VerifyReply>(proto::CONTROL_VERIFY_REPLY, deadline));
+    if (reply.pages_differing() != 0 || reply.differing_ranges_size() != 0) {
+      return absl::DataLossError(absl::StrCat(
+          "--verify: ", reply.pages_differing(),
+          " pages differ at the target: ", absl::StrJoin(reply.differing_ranges(), ", ")));
+    }
+    engine_.report.verified = true;
+    engine_.report.pages_verified = base::PageCount(reply.pages_compared());
+    return absl::OkStatus();
+  }
+
+  // Before Commit every failure ends here: the process runs on, as it was.
+  absl::StatusOr<HandoverResult> GiveUp(kernel::FrozenProcess frozen, const absl::Status& why) {
+    const absl::Status thawed = std::move(frozen).Thaw();
+    engine_.report.downtime = clock_->SinceStart();
+    proto::Cancel cancel;
+    cancel.set_reason(std::string(why.message()));
+    // The target notices the end of the connection too; this only tells it why.
+    engine_.link.control()
+        .Send(proto::CONTROL_CANCEL, cancel, Deadline::After(absl::Seconds(1)))
+        .IgnoreError();
+    if (!thawed.ok() && !base::IsTargetExited(thawed)) {
+      spdlog::error("thawing: {}", std::string(thawed.message()));
+    }
+    return OrCancelled(engine_, why);
+  }
+
+  absl::StatusOr<HandoverResult> EndRehearsal(kernel::FrozenProcess frozen) {
+    PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
+    engine_.report.downtime = clock_->SinceStart();
+    proto::Cancel cancel;
+    cancel.set_reason("--leave-running: the process stays at the source");
+    PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_CANCEL, cancel,
+                                                        Deadline::After(absl::Seconds(5))));
+    return HandoverResult{MigrationStatus::kCompleted,
+                          "the target was ready to take it; it was left running here, as asked"};
+  }
+
+  absl::StatusOr<HandoverResult> Commit(kernel::FrozenProcess frozen) {
+    proto::Commit commit;
+    commit.set_session_id(engine_.session_id);
+    absl::StatusOr<std::vector<proto::LateSignal>> late = engine_.capturer.SignalsSince(frozen);
+    if (!late.ok()) return GiveUp(std::move(frozen), late.status());
+    for (proto::LateSignal& signal : *late) *commit.add_late_signals() = std::move(signal);
+    if (!engine_.cancellation.EnterCommit())
+      return GiveUp(std::move(frozen), absl::CancelledError(""));
+
+    // From here staying stopped outlives us: QueueStop, then the journal, then the word itself.
+    absl::Status status = frozen.QueueStop();
+    if (status.ok()) status = SourceStillThere();
+    if (status.ok()) status = journal_.Write(entry_);
+    if (!status.ok()) return Return(std::move(frozen), status);
+    status = engine_.link.control().Send(proto::CONTROL_COMMIT, commit,
+                                         Deadline::After(kRunningTimeout));
+    absl::StatusOr<proto::Running> running = status;
+    if (status.ok()) {
+      running = engine_.link.control().Expect<proto::Running>(proto::CONTROL_RUNNING,
+                                                              Deadline::After(kRunningTimeout));
+    }
+    if (running.ok()) {
+      engine_.report.downtime = clock_->SinceStart();
+      clock_->Mark("commit to running");
+      AddPhases(running->phases(), engine_.report);
+      return Complete(std::move(frozen), static_cast<pid_t>(running->restored_pid()));
+    }
+    spdlog::warn("no answer to Commit ({}); asking what became of the process",
+                 std::string(running.status().message()));
+    return SettleByAsking(std::move(frozen), running.status());
+  }
+
+  absl::Status SourceStillThere() {
+    PREDUMP_ASSIGN_OR_RETURN(const bool exited, engine_.process.HasExited());
+    if (exited) {
+      return base::TargetExited(absl::StrCat("process ", engine_.process.pid(), " was killed"));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<HandoverResult> Complete(kernel::FrozenProcess frozen,
+                                          std::optional<pid_t> restored_pid) {
+    engine_.report.restored_pid = restored_pid;
+    // The helper shares the memory: ended first, so that ending the original frees it.
+    if (const absl::Status finished = engine_.source.Finish(); !finished.ok()) {
+      spdlog::warn("page source: {}", std::string(finished.message()));
+    }
+    const absl::Status killed = std::move(frozen).Kill();
+    if (!killed.ok() && !base::IsTargetExited(killed)) {
+      return HandoverResult{
+          MigrationStatus::kParked,
+          absl::StrCat("it runs at the target, but the parked copy here could not be ended (",
+                       killed.message(), "); run `predump resolve`")};
+    }
+    engine_.link.control()
+        .Send(proto::CONTROL_DONE, proto::Done(), Deadline::After(absl::Seconds(5)))
+        .IgnoreError();  // the server forgets the session by itself, later
+    if (const absl::Status removed = journal_.Remove(entry_); !removed.ok()) {
+      spdlog::warn("journal: {}", std::string(removed.message()));
+    }
+    return HandoverResult{MigrationStatus::kCompleted, "it runs at the target"};
+  }
+
+  // The target never ran it and never will.
+  absl::StatusOr<HandoverResult> Return(kernel::FrozenProcess frozen, const absl::Status& why) {
+    const absl::Status thawed = std::move(frozen).SwallowStopAndThaw();
+    engine_.report.downtime = clock_->SinceStart();
+    if (!thawed.ok() && !base::IsTargetExited(thawed)) {
+      return HandoverResult{MigrationStatus::kParked,
+                            absl::StrCat("the process could not be resumed here (",
+                                         thawed.message(), "); run `predump resolve`")};
+    }
+    if (const absl::Status removed = journal_.Remove(entry_); !removed.ok()) {
+      spdlog::warn("journal: {}", std::string(removed.message()));
+    }
+    return why;
+  }
+
+  absl::StatusOr<HandoverResult> SettleByAsking(kernel::FrozenProcess frozen,
+                                                const absl::Status& why) {
+    const Deadline until = Deadline::After(kAskFateFor);
+    while (!until.passed()) {
+      absl::StatusOr<proto::Fate> fate =
+          AskFate(engine_.options.link, proto::HostFacts(), engine_.session_id);
+      if (fate.ok() && fate->outcome() == proto::Fate::RUNNING) {
+        engine_.report.downtime = clock_->SinceStart();
+        return Complete(std::move(frozen), static_cast<pid_t>(fate->restored_pid()));
+      }
+      if (fate.ok() && fate->outcome() == proto::Fate::DESTROYED) {
+        return Return(std::move(frozen),
+                      base::Annotate(why, "the target lost the process before it ran"));
+      }
+      // The target is unreachable or still deciding: no event tells when that changes.
+      absl::SleepFor(std::min(kAskFatePause, until.Remaining()));
+    }
+    // Detaching with the stop queued leaves it parked.
+    const absl::Status parked = std::move(frozen).Thaw();
+    return HandoverResult{
+        MigrationStatus::kParked,
+        absl::StrCat("the target does not say whether it runs there (", why.message(),
+                     "); it is parked here", parked.ok() ? "" : " (or gone)",
+                     "; run `predump resolve --pid ", engine_.process.pid(),
+                     "` when the target can be reached")};
+  }
+
+  Engine& engine_;
+  Journal journal_;
+  JournalEntry entry_;
+  const uint64_t final_round_;
+  base::PageCount final_pages_;
+  std::optional<PhaseClock> clock_;
+};
+
+absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {
+  JournalEntry entry;
+  entry.session_id = engine.session_id;
+  entry.pid = engine.process.pid();
+  entry.start_time_ticks = engine.process.start_time_ticks();
+  PREDUMP_ASSIGN_OR_RETURN(entry.boot_id, ReadBootId());
+  PREDUMP_ASSIGN_OR_RETURN(entry.command, kernel::ReadComm(engine.process));
+  entry.target = engine.options.link.address.ToString();
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
+                           kernel::ProcessHandle::Open(::getpid()));
+  entry.engine_pid = self.pid();
+  entry.engine_start_time_ticks = self.start_time_ticks();
+  return entry;
+}
+
+}  // namespace
+
+absl::StatusOr<HandoverResult> HandOver(Engine& engine, uint64_t final_round) {
+  // All that can fail for want of a directory or a file fails before the freeze.
+  PREDUMP_ASSIGN_OR_RETURN(Journal journal,
+                           Journal::Open(absl::StrCat(engine.options.state_directory, "/source")));
+  PREDUMP_ASSIGN_OR_RETURN(JournalEntry entry, MakeEntry(engine));
+  return Handover(engine, std::move(journal), std::move(entry), final_round).Run();
+}
+
+}  // namespace predump

@@ -1,0 +1,26 @@
+// The freeze and what follows: last pages, state, and the passing of the right to run (DESIGN 10).
+#ifndef PREDUMP_PREDUMP_HANDOVER_H_
+#define PREDUMP_PREDUMP_HANDOVER_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "src/predump/engine.h"
+#include "src/predump/report.h"
+
+namespace predump {
+
+struct HandoverResult {
+  MigrationStatus status = MigrationStatus::kFailed;
+  std::string message;  // what became of the process
+};
+
+// Freezes the process, sends the rest as round `final_round` and hands over. An error: the process
+// runs on here as it was and the target has nothing. Otherwise the result says where it runs;
+// kParked: it is stopped here, journalled, and `predump resolve` is to settle it.
+absl::StatusOr<HandoverResult> HandOver(Engine& engine, uint64_t final_round);
+
+}  // namespace predump
+
+#endif  // PREDUMP_PREDUMP_HANDOVER_H_

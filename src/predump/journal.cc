@@ -1,0 +1,107 @@
+#include "src/predump/journal.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "src/base/atomic_file.h"
+#include "src/base/errors.h"
+
+namespace predump {
+namespace {
+
+constexpr int kJournalVersion = 1;
+
+absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& text) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto broken = [&path](absl::string_view why) {
+    return absl::DataLossError(absl::StrCat("journal ", path, " ", why));
+  };
+  if (!json.is_object()) return broken("is not a JSON object");
+  if (json.value("version", 0) != kJournalVersion) return broken("has another version");
+  JournalEntry entry;
+  try {
+    entry.session_id = absl::HexStringToBytes(json.at("session").get<std::string>());
+    entry.pid = json.at("pid").get<pid_t>();
+    entry.start_time_ticks = json.at("start-time-ticks").get<uint64_t>();
+    entry.boot_id = json.at("boot-id").get<std::string>();
+    entry.command = json.at("command").get<std::string>();
+    entry.target = json.at("target").get<std::string>();
+    entry.engine_pid = json.at("engine-pid").get<int64_t>();
+    entry.engine_start_time_ticks = json.at("engine-start-time-ticks").get<uint64_t>();
+  } catch (const nlohmann::json::exception& e) {
+    return broken(e.what());
+  }
+  return entry;
+}
+
+}  // namespace
+
+std::string JournalEntry::session_hex() const { return absl::BytesToHexString(session_id); }
+
+absl::StatusOr<Journal> Journal::Open(std::string directory) {
+  PREDUMP_RETURN_IF_ERROR(base::MakePrivateDirectory(directory));
+  return Journal(std::move(directory));
+}
+
+std::string Journal::PathOf(const JournalEntry& entry) const {
+  return absl::StrCat(directory_, "/", entry.session_hex(), ".json");
+}
+
+absl::Status Journal::Write(const JournalEntry& entry) const {
+  const nlohmann::ordered_json json = {
+      {"version", kJournalVersion},
+      {"state", "committing"},
+      {"session", entry.session_hex()},
+      {"pid", entry.pid},
+      {"start-time-ticks", entry.start_time_ticks},
+      {"boot-id", entry.boot_id},
+      {"command", entry.command},
+      {"target", entry.target},
+      {"engine-pid", entry.engine_pid},
+      {"engine-start-time-ticks", entry.engine_start_time_ticks},
+  };
+  // A command name may hold any bytes.
+  const std::string text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+  return base::WriteFileAtomically(PathOf(entry), absl::StrCat(text, "\n"));
+}
+
+absl::Status Journal::Remove(const JournalEntry& entry) const {
+  const std::string path = PathOf(entry);
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+    return base::ErrnoError(errno, "unlink ", path);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<JournalEntry>> Journal::List() const {
+  std::vector<JournalEntry> entries;
+  std::error_code error;
+  std::filesystem::directory_iterator files(directory_, error);
+  if (error) return base::ErrnoError(error.value(), "list ", directory_);
+  for (const auto& file : files) {
+    const std::string path = file.path().string();
+    if (!absl::EndsWith(path, ".json")) continue;
+    absl::StatusOr<std::string> text = base::ReadWholeFile(path);
+    // Settled by somebody else between listing and reading.
+    if (!text.ok() && base::ErrnoOf(text.status()) == ENOENT) continue;
+    PREDUMP_RETURN_IF_ERROR(text);
+    PREDUMP_ASSIGN_OR_RETURN(JournalEntry entry, Parse(path, *text));
+    entries.push_back(std::move(entry));
+  }
+  return entries;
+}
+
+absl::StatusOr<std::string> ReadBootId() {
+  PREDUMP_ASSIGN_OR_RETURN(const std::string text,
+                           base::ReadWholeFile("/proc/sys/kernel/random/boot_id"));
+  return std::string(absl::StripAsciiWhitespace(text));
+}
+
+}  // namespace predump

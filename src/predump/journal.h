@@ -1,0 +1,56 @@
+// The source's journal: what a later `predump resolve` must know when an engine dies between
+// Commit and the end of the handover (DESIGN 10).
+//
+// One JSON file per handover, /run/predump/source/SESSION.json, written before Commit is sent and
+// removed once the fate of the process is settled.
+#ifndef PREDUMP_PREDUMP_JOURNAL_H_
+#define PREDUMP_PREDUMP_JOURNAL_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace predump {
+
+struct JournalEntry {
+  std::string session_id;  // 16 bytes, as sent
+  pid_t pid = 0;           // as this engine saw it
+  uint64_t start_time_ticks = 0;
+  std::string boot_id;
+  std::string command;  // comm, for people
+  std::string target;   // the address given with --to
+  int64_t engine_pid = 0;
+  uint64_t engine_start_time_ticks = 0;
+
+  std::string session_hex() const;
+};
+
+class Journal {
+ public:
+  // `directory` (default /run/predump/source) is made, mode 0700. Errors: PermissionDenied when
+  // others could write there; otherwise from errno.
+  static absl::StatusOr<Journal> Open(std::string directory);
+
+  absl::Status Write(const JournalEntry& entry) const;
+  absl::Status Remove(const JournalEntry& entry) const;
+  // All entries; a file that cannot be read or parsed is an error that names it.
+  absl::StatusOr<std::vector<JournalEntry>> List() const;
+
+ private:
+  explicit Journal(std::string directory) : directory_(std::move(directory)) {}
+  std::string PathOf(const JournalEntry& entry) const;
+
+  std::string directory_;
+};
+
+// Identity of this boot: an entry of another boot speaks of a process that is gone.
+absl::StatusOr<std::string> ReadBootId();
+
+}  // namespace predump
+
+#endif  // PREDUMP_PREDUMP_JOURNAL_H_

@@ -1,0 +1,39 @@
+// Tracker and page source of one migration: chosen, and set up with one stop of one thread.
+#ifndef PREDUMP_PREDUMP_PAGE_TRACKING_H_
+#define PREDUMP_PREDUMP_PAGE_TRACKING_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "src/base/units.h"
+#include "src/kernel/process.h"
+#include "src/pagemap/dirty_tracker.h"
+#include "src/pagemap/page_source.h"
+#include "src/predump/migration.h"
+
+namespace predump {
+
+struct PageTracking {
+  std::unique_ptr<pagemap::DirtyTracker> tracker;
+  std::unique_ptr<pagemap::PageSource> source;
+  std::string tracker_reason;
+  std::string source_reason;
+  absl::Duration setup_stop;
+
+  // Chooses by what the kernel can do and what was asked for. Errors: FailedPrecondition (asked for
+  // by name and not to be had), TargetExited.
+  static absl::StatusOr<PageTracking> Arm(const kernel::ProcessHandle& process,
+                                          const MigrationOptions& options);
+
+  // Takes both off a process that runs on. What cannot be taken off is logged.
+  void TakeDown();
+};
+
+// Memory of the process that is in use, resident or swapped: what the target will have to hold.
+absl::StatusOr<base::ByteCount> ResidentMemory(const kernel::ProcessHandle& process);
+
+}  // namespace predump
+
+#endif  // PREDUMP_PREDUMP_PAGE_TRACKING_H_

@@ -1,0 +1,149 @@
+#include "src/predump/resolve.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "src/base/errors.h"
+#include "src/kernel/freezer.h"
+#include "src/kernel/process.h"
+#include "src/predump/journal.h"
+
+namespace predump {
+namespace {
+
+constexpr absl::Duration kSettleTimeout = absl::Seconds(10);
+
+// The process of an entry, or nothing where it is gone (its pid may belong to another by now).
+absl::StatusOr<std::optional<kernel::ProcessHandle>> Find(pid_t pid, uint64_t start_time_ticks) {
+  absl::StatusOr<kernel::ProcessHandle> process = kernel::ProcessHandle::Open(pid);
+  if (base::IsTargetExited(process.status()) || absl::IsInvalidArgument(process.status())) {
+    return std::nullopt;
+  }
+  PREDUMP_RETURN_IF_ERROR(process);
+  if (process->start_time_ticks() != start_time_ticks) return std::nullopt;
+  return std::optional<kernel::ProcessHandle>(*std::move(process));
+}
+
+class Resolver {
+ public:
+  Resolver(const ResolveOptions& options, const Journal& journal, std::string boot_id)
+      : options_(options), journal_(journal), boot_id_(std::move(boot_id)) {}
+
+  absl::StatusOr<ResolvedProcess> Settle(const JournalEntry& entry) const {
+    ResolvedProcess resolved;
+    resolved.pid = entry.pid;
+    resolved.command = entry.command;
+    resolved.target = options_.to.value_or(entry.target);
+    if (entry.boot_id != boot_id_) {
+      return Settled(entry, std::move(resolved), ResolvedProcess::Result::kGone,
+                     "this host has been restarted since; nothing is left of it here");
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const auto engine, Find(static_cast<pid_t>(entry.engine_pid),
+                                                     entry.engine_start_time_ticks));
+    if (engine.has_value()) {
+      resolved.result = ResolvedProcess::Result::kEngineAlive;
+      resolved.message = absl::StrCat("predump, process ", entry.engine_pid,
+                                      ", is still at work on it; wait for it to end");
+      return resolved;
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const auto process, Find(entry.pid, entry.start_time_ticks));
+    if (!process.has_value()) {
+      return Settled(entry, std::move(resolved), ResolvedProcess::Result::kGone,
+                     "the copy here has ended");
+    }
+    const Verdict verdict = Decide(entry, resolved.target);
+    resolved.message = verdict.why;
+    if (!verdict.decision.has_value()) return resolved;
+    if (*verdict.decision == PersonsDecision::kResumeHere) return Resume(entry, *process, resolved);
+    return End(entry, *process, resolved);
+  }
+
+ private:
+  struct Verdict {
+    std::optional<PersonsDecision> decision;
+    std::string why;
+  };
+
+  Verdict Decide(const JournalEntry& entry, const std::string& target) const {
+    if (options_.decision.has_value()) return {options_.decision, "as you decided"};
+    const absl::StatusOr<transport::Address> address = transport::Address::Parse(target);
+    if (!address.ok()) return {std::nullopt, std::string(address.status().message())};
+    LinkOptions link;
+    link.address = *address;
+    link.socket = options_.socket;
+    link.connect_timeout = options_.connect_timeout;
+    const absl::StatusOr<proto::Fate> fate = AskFate(link, proto::HostFacts(), entry.session_id);
+    if (!fate.ok()) {
+      return {std::nullopt,
+              absl::StrCat("the target cannot be asked (", fate.status().message(),
+                           "); start its page server again, or decide with --resume or --end")};
+    }
+    switch (fate->outcome()) {
+      case proto::Fate::RUNNING:
+        return {PersonsDecision::kEndHere,
+                absl::StrCat("it runs at the target as process ", fate->restored_pid())};
+      case proto::Fate::DESTROYED:
+        return {PersonsDecision::kResumeHere, "it never ran at the target"};
+      default:
+        return {std::nullopt, "the target has not decided yet; ask again in a moment"};
+    }
+  }
+
+  absl::StatusOr<ResolvedProcess> Resume(const JournalEntry& entry,
+                                         const kernel::ProcessHandle& process,
+                                         ResolvedProcess resolved) const {
+    const absl::Status status = kernel::FrozenProcess::UnparkAndResume(process, kSettleTimeout);
+    // Somebody sent SIGCONT: it goes on already.
+    if (!status.ok() && !absl::IsFailedPrecondition(status)) return status;
+    const std::string message = absl::StrCat(resolved.message, "; it goes on here");
+    return Settled(entry, std::move(resolved), ResolvedProcess::Result::kResumed, message);
+  }
+
+  absl::StatusOr<ResolvedProcess> End(const JournalEntry& entry,
+                                      const kernel::ProcessHandle& process,
+                                      ResolvedProcess resolved) const {
+    PREDUMP_RETURN_IF_ERROR(
+        base::Annotate(kernel::FrozenProcess::KillParked(process, kSettleTimeout),
+                       absl::StrCat("process ", entry.pid,
+                                    " runs at the target, but the copy here is no longer "
+                                    "parked and is left alone")));
+    const std::string message = absl::StrCat(resolved.message, "; the parked copy here was ended");
+    return Settled(entry, std::move(resolved), ResolvedProcess::Result::kEnded, message);
+  }
+
+  absl::StatusOr<ResolvedProcess> Settled(const JournalEntry& entry, ResolvedProcess resolved,
+                                          ResolvedProcess::Result result,
+                                          const std::string& message) const {
+    PREDUMP_RETURN_IF_ERROR(journal_.Remove(entry));
+    resolved.result = result;
+    resolved.message = message;
+    return resolved;
+  }
+
+  const ResolveOptions& options_;
+  const Journal& journal_;
+  std::string boot_id_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& options) {
+  PREDUMP_ASSIGN_OR_RETURN(const Journal journal,
+                           Journal::Open(absl::StrCat(options.state_directory, "/source")));
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.List());
+  PREDUMP_ASSIGN_OR_RETURN(std::string boot_id, ReadBootId());
+  const Resolver resolver(options, journal, std::move(boot_id));
+  std::vector<ResolvedProcess> results;
+  for (const JournalEntry& entry : entries) {
+    if (options.pid.has_value() && *options.pid != entry.pid) continue;
+    PREDUMP_ASSIGN_OR_RETURN(ResolvedProcess resolved, resolver.Settle(entry));
+    results.push_back(std::move(resolved));
+  }
+  if (options.pid.has_value() && results.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("no handover of process ", *options.pid, " is waiting to be settled here"));
+  }
+  return results;
+}
+
+}  // namespace predump

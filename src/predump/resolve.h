@@ -1,0 +1,49 @@
+// `predump resolve`: settles the fate of processes an engine left parked (DESIGN 10).
+#ifndef PREDUMP_PREDUMP_RESOLVE_H_
+#define PREDUMP_PREDUMP_RESOLVE_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "src/predump/target_link.h"
+
+namespace predump {
+
+enum class PersonsDecision {
+  kResumeHere,  // the person knows that it does not run at the target
+  kEndHere,     // the person knows that it runs there
+};
+
+struct ResolveOptions {
+  std::string state_directory = "/run/predump";
+  std::optional<pid_t> pid;                 // only this one; otherwise all
+  std::optional<std::string> to;            // ask this address instead of the journal's
+  std::optional<PersonsDecision> decision;  // instead of asking the target
+  transport::SocketOptions socket;
+  absl::Duration connect_timeout = absl::Seconds(10);
+};
+
+struct ResolvedProcess {
+  enum class Result {
+    kResumed,      // it goes on here
+    kEnded,        // it runs at the target; the parked copy was ended
+    kGone,         // nothing was left to settle
+    kUndecided,    // the target could not be asked or has not decided: still parked
+    kEngineAlive,  // an engine is still at work on it
+  };
+  pid_t pid = 0;
+  std::string command;
+  std::string target;
+  Result result = Result::kUndecided;
+  std::string message;
+};
+
+// One result for each journal entry looked at. Errors: the journal cannot be read; `pid` was given
+// and there is no entry for it (NotFound).
+absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& options);
+
+}  // namespace predump
+
+#endif  // PREDUMP_PREDUMP_RESOLVE_H_

@@ -1,0 +1,156 @@
+#include "src/predump/rounds.h"
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "src/base/clock.h"
+#include "src/base/errors.h"
+#include "src/kernel/freezer.h"
+
+namespace predump {
+namespace {
+
+// No round takes this long to be acknowledged once its bytes are out; a landing that is silent for
+// so long is not coming back.
+constexpr absl::Duration kAcknowledgeTimeout = absl::Seconds(60);
+
+struct Scanned {
+  pagemap::DirtySet dirty;
+  absl::Duration scan;
+  absl::Duration frozen;
+};
+
+// Layout and dirty set of one round. Trackers that cannot scan and reset in one step get a short
+// freeze; memory is read after the thaw.
+absl::StatusOr<Scanned> Scan(Engine& engine) {
+  Scanned scanned;
+  const base::Stopwatch watch;
+  if (engine.tracker.needs_freeze()) {
+    PREDUMP_ASSIGN_OR_RETURN(
+        kernel::FrozenProcess frozen,
+        kernel::FrozenProcess::Freeze(engine.process, engine.options.freeze_timeout));
+    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.Read());
+    PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
+    PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
+    scanned.frozen = watch.Elapsed();
+    scanned.scan = scanned.frozen;
+    PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
+    return scanned;
+  }
+  PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.Read());
+  PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
+  scanned.scan = watch.Elapsed();
+  PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
+  return scanned;
+}
+
+class RoundLoop {
+ public:
+  explicit RoundLoop(Engine& engine) : engine_(engine) {}
+
+  absl::StatusOr<RoundsResult> Run() {
+    const base::Stopwatch total;
+    for (;;) {
+      PREDUMP_RETURN_IF_ERROR(OneRound());
+      PREDUMP_RETURN_IF_ERROR(engine_.watch.CheckSameProgram());
+      PREDUMP_ASSIGN_OR_RETURN(const std::string hold, WhyNotFreeze());
+      Decision decision =
+          Decide(history_, engine_.options.policy, total.Elapsed(), hold.empty(), hold);
+      Report(decision);
+      if (engine_.cancellation.requested()) return absl::CancelledError("");
+      if (decision.next != NextStep::kAnotherRound) {
+        return RoundsResult{std::move(decision), history_.size()};
+      }
+    }
+  }
+
+ private:
+  absl::Status OneRound() {
+    current_ = RoundReport();
+    current_.number = static_cast<int>(history_.size());
+    const int64_t scan_started_ns = base::MonotonicNanoseconds();
+    PREDUMP_ASSIGN_OR_RETURN(const Scanned scanned, Scan(engine_));
+
+    RoundRecord record;
+    record.scan = scanned.scan;
+    record.frozen = scanned.frozen;
+    if (last_scan_ns_ != 0) {
+      record.since_last_scan = absl::Nanoseconds(scan_started_ns - last_scan_ns_);
+    }
+    last_scan_ns_ = scan_started_ns;
+    current_.remaining = scanned.dirty.pages.pages();
+    const double seconds = absl::ToDoubleSeconds(record.since_last_scan);
+    if (seconds > 0) {
+      current_.dirty_pages_per_second = static_cast<double>(current_.remaining.value()) / seconds;
+    }
+
+    const base::ByteCount sent_before = engine_.link.data().bytes_sent();
+    const base::Stopwatch send;
+    const base::PageCount dirty_pages = current_.remaining;
+    PREDUMP_ASSIGN_OR_RETURN(
+        record.pages, engine_.sender.SendDirty(scanned.dirty, [&](base::PageCount sent) {
+          RoundReport so_far = current_;
+          so_far.pages = sent;
+          so_far.remaining = dirty_pages - sent;
+          so_far.bytes_per_second = static_cast<double>(base::ToBytes(sent).value()) /
+                                    std::max(absl::ToDoubleSeconds(send.Elapsed()), 1e-6);
+          so_far.expected_downtime = expected_;
+          engine_.observer.OnProgress(so_far);
+        }));
+    const uint64_t round = static_cast<uint64_t>(current_.number);
+    PREDUMP_RETURN_IF_ERROR(engine_.link.data().EndRound(round));
+    PREDUMP_RETURN_IF_ERROR(engine_.link.data().ReadAcknowledge(
+        round, transport::Deadline::After(kAcknowledgeTimeout)));
+    record.send = send.Elapsed();
+    record.bytes = engine_.link.data().bytes_sent() - sent_before;
+    history_.push_back(record);
+    return absl::OkStatus();
+  }
+
+  // Empty when nothing stands in the way of a freeze.
+  absl::StatusOr<std::string> WhyNotFreeze() {
+    if (engine_.options.rounds_only()) return std::string();
+    PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> children, engine_.watch.Children());
+    if (children.empty()) return std::string();
+    return absl::StrCat("the process has children (", absl::StrJoin(children, ", "),
+                        "), and process trees cannot be moved yet");
+  }
+
+  void Report(const Decision& decision) {
+    const RoundRecord& record = history_.back();
+    expected_ = decision.expected_downtime;
+    current_.pages = record.pages;
+    current_.bytes = record.bytes;
+    current_.duration = record.scan + record.send;
+    current_.scan = record.scan;
+    current_.frozen = record.frozen;
+    current_.bytes_per_second = static_cast<double>(record.bytes.value()) /
+                                std::max(absl::ToDoubleSeconds(record.send), 1e-6);
+    current_.expected_downtime = decision.expected_downtime;
+    engine_.report.rounds.push_back(current_);
+    engine_.report.pages_sent += record.pages;
+    engine_.observer.OnRound(current_);
+    if (decision.next == NextStep::kAnotherRound && !decision.reason.empty()) {
+      engine_.observer.OnNote(absl::StrCat("another round: ", decision.reason));
+    }
+  }
+
+  Engine& engine_;
+  std::vector<RoundRecord> history_;
+  RoundReport current_;
+  std::optional<absl::Duration> expected_;
+  int64_t last_scan_ns_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<RoundsResult> RunRounds(Engine& engine) {
+  absl::StatusOr<RoundsResult> result = RoundLoop(engine).Run();
+  if (!result.ok()) return OrCancelled(engine, result.status());
+  return result;
+}
+
+}  // namespace predump
