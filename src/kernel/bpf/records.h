@@ -120,6 +120,11 @@ struct ThreadRecord {
   __u32 has_io_uring;  // has ever set up or used a ring
   __u32 dispatch_on;
   __u32 has_mm;  // 0: the thread has exited and waits to be reaped
+  // struct cred is never changed, only replaced: equal values read at one instant are one set of
+  // credentials.
+  __u64 credentials;
+  __u32 secure_bits;  // prctl PR_GET_SECUREBITS
+  __u32 reserved;
 };
 
 struct ProcessRecord {
@@ -163,6 +168,8 @@ struct ProcessRecord {
   __u32 memory_merge_any;  // prctl PR_SET_MEMORY_MERGE
   __u32 mdwe;              // prctl PR_SET_MDWE: PR_MDWE_*
   __u32 umask;
+  __u32 has_ldt;  // modify_ldt(2) was used
+  __u32 reserved;
 
   struct SignalAction actions[kSignals];  // signal n at n - 1
 };
@@ -179,7 +186,7 @@ struct PosixTimerRecord {
   __u32 armed;
   __u64 interval;
   __u64 expires;  // absolute, on `base_clock_id`; 0 where not armed
-  __u64 now;      // that clock when read; 0 where the reader must ask (see posix timers)
+  __u64 now;      // that clock when read; 0 for other clocks
   __s64 overrun;
   __s64 overrun_last;
   __s32 base_clock_id;

@@ -122,6 +122,8 @@ static __always_inline void fill_thread(struct ThreadRecord* out, struct task_st
   out->reset_on_fork = BPF_CORE_READ_BITFIELD_PROBED(task, sched_reset_on_fork);
   out->io_priority = task->io_context ? task->io_context->ioprio : 0;
   out->has_mm = task->mm != 0;
+  out->credentials = (__u64)task->cred;
+  out->secure_bits = task->cred->securebits;
 }
 
 /* What depends on how the kernel was configured. */
@@ -176,6 +178,8 @@ static __always_inline void fill_memory(struct ProcessRecord* out, struct mm_str
   if (bpf_core_field_exists(mm->membarrier_state))
     out->membarrier_state = (__u32)mm->membarrier_state.counter;
   out->map_count = (__u32)mm->map_count;
+  out->has_ldt = 0;
+  if (bpf_core_field_exists(mm->context.ldt)) out->has_ldt = mm->context.ldt != 0;
   out->has_mm = 1;
   out->mm_flags = flags;
   out->dumpable = flags & MMF_DUMPABLE_MASK;

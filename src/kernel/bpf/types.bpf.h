@@ -258,7 +258,12 @@ struct vm_area_struct {
   struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
 };
 
+typedef struct {
+  void* ldt;
+} mm_context_t;
+
 struct mm_struct {
+  mm_context_t context;
   atomic_t membarrier_state;
   int map_count;
   unsigned long def_flags;
@@ -351,7 +356,12 @@ struct io_context {
 
 struct io_uring_task;
 
+struct cred {
+  unsigned int securebits;
+};
+
 struct task_struct {
+  struct cred* cred;
   struct thread_info thread_info;
   unsigned int __state;
   unsigned int flags;
