@@ -69,6 +69,7 @@ class Handover {
 
   absl::StatusOr<HandoverResult> Run() {
     const kernel::CpuFollower follower(engine_.process);
+    PREDUMP_RETURN_IF_ERROR(engine_.capturer.NoteSleepers());
     clock_.emplace(engine_.report);
     PREDUMP_ASSIGN_OR_RETURN(
         kernel::FrozenProcess frozen,

@@ -67,7 +67,7 @@ class MigrationRun {
     PREDUMP_ASSIGN_OR_RETURN(session_id_, NewSessionId());
     PREDUMP_ASSIGN_OR_RETURN(kernel::ProcessHandle process, OpenTarget(options_));
     process_.emplace(std::move(process));
-    PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ThisHost());
+    PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ReadHostFacts());
     PREDUMP_ASSIGN_OR_RETURN(TargetLink link,
                              TargetLink::Connect(options_.link, facts, cancellation_));
     link_.emplace(std::move(link));
@@ -257,7 +257,7 @@ absl::StatusOr<std::vector<std::string>> CheckProcess(const MigrationOptions& op
   if (!ask_target) return lines;
 
   Cancellation never;
-  PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ThisHost());
+  PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ReadHostFacts());
   PREDUMP_ASSIGN_OR_RETURN(TargetLink link, TargetLink::Connect(options.link, facts, never));
   for (const proto::Blocker& blocker : checkpoint::CompareHosts(facts, link.server().host())) {
     lines.push_back(Line(blocker));
