@@ -7,9 +7,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "src/base/units.h"
 #include "src/kernel/process.h"
@@ -21,7 +24,7 @@ enum class VmaKind {
   kAnonymousPrivate,  // heap, stack and brk included
   kFilePrivate,
   kFileShared,
-  kAnonymousShared,  // /dev/zero, memfd, SysV: by name in `path`
+  kAnonymousShared,  // not produced while such memory cannot move: it is kUnsupported
   kVdso,
   kVvar,  // [vvar] and [vvar_vclock]
   kVsyscall,
@@ -39,21 +42,28 @@ struct Vma {
       path;  // as in maps, without " (deleted)": a file, "[heap]", "[stack]", "[anon:x]" or ""
   bool deleted = false;
   bool grows_down = false;
-  kernel::VmFlags flags;  // from smaps or BPF; empty when not read
-  std::string why_unsupported;
+  kernel::VmaFlags flags;       // from smaps or BPF; no bit set when not read
+  std::string why_unsupported;  // one clause without the range, for kUnsupported only
 
   bool is_private_memory() const {
     return kind == VmaKind::kAnonymousPrivate || kind == VmaKind::kFilePrivate;
   }
+  bool flags_known() const { return flags.bits != 0; }
+  // Same-page merging (KSM) may rewrite its page-table entries; false when flags were not read.
+  bool mergeable() const { return flags.Has(kernel::VmFlag::kMergeable); }
 };
+
+// What one line of maps stands for. Pure. `flags` with no bit set means "not known".
+Vma ClassifyMapping(const kernel::MapsEntry& entry, const kernel::VmaFlags& flags);
 
 class VmaList {
  public:
   VmaList() = default;
   explicit VmaList(std::vector<Vma> vmas) : vmas_(std::move(vmas)) {}
 
-  // Reads and classifies /proc/PID/maps. With `with_flags`, VmFlags too (smaps: walks page tables,
-  // so not while the target is frozen; a BPF capture sets them there). Errors: TargetExited.
+  // Reads and classifies /proc/PID/maps. With `with_flags`, VmFlags and guard regions too (smaps
+  // and a scan: both walk page tables, so not while the target is frozen; OverlayFlags sets flags
+  // there). Errors: TargetExited.
   static absl::StatusOr<VmaList> Read(const kernel::ProcessHandle& process, bool with_flags);
 
   const std::vector<Vma>& vmas() const { return vmas_; }
@@ -64,6 +74,11 @@ class VmaList {
  private:
   std::vector<Vma> vmas_;
 };
+
+// Sets the flags of every mapping from `flags` (ascending, from any source) and classifies again
+// what they show to be unsupported. A mapping that spans several entries gets all their bits; one
+// that meets none keeps what it had.
+void OverlayFlags(VmaList& vmas, std::span<const kernel::VmaFlags> flags);
 
 }  // namespace predump::pagemap
 
