@@ -1,0 +1,121 @@
+#include "src/checkpoint/interrupted_call.h"
+
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <span>
+
+#include "src/base/clock.h"
+#include "src/kernel/bpf/task_capture.h"
+#include "src/kernel/process_memory.h"
+#include "src/kernel/restart.h"
+#include "src/kernel/time_offsets.h"
+
+namespace predump::checkpoint {
+namespace {
+
+constexpr int64_t kErestartRestartblock = 516;
+
+bool IsRestart(int64_t result) {
+  return result == -512 || result == -513 || result == -514 || result == -kErestartRestartblock;
+}
+
+// The clock now, as the kernel counts it outside any time namespace. Nothing for CPU clocks.
+std::optional<int64_t> HostClock(clockid_t clock, const CallContext& context) {
+  switch (clock) {
+    case CLOCK_MONOTONIC:
+      return static_cast<int64_t>(context.monotonic_now_ns);
+    case CLOCK_REALTIME:
+    case CLOCK_TAI:
+      return base::ClockNanoseconds(clock);
+    case CLOCK_BOOTTIME: {
+      const auto offsets = kernel::ReadTimeOffsets(::getpid());
+      if (!offsets.ok()) return std::nullopt;
+      return base::ClockNanoseconds(clock) - offsets->boottime_ns;
+    }
+    default:
+      return std::nullopt;
+  }
+}
+
+std::optional<absl::Duration> TimespecAt(const kernel::ProcessHandle& process, uint64_t address) {
+  struct timespec value;
+  if (address == 0 ||
+      !kernel::ReadProcessMemoryExactly(process, base::RemoteAddress(address),
+                                        std::as_writable_bytes(std::span(&value, 1)))
+           .ok()) {
+    return std::nullopt;
+  }
+  return absl::DurationFromTimespec(value);
+}
+
+// The relative timeout that calls returning EINTR after a stop were given.
+std::optional<absl::Duration> RelativeTimeout(const kernel::ProcessHandle& process,
+                                              const user_regs_struct& r) {
+  switch (r.orig_rax) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait: {
+      const int32_t milliseconds = static_cast<int32_t>(r.r10);
+      if (milliseconds < 0) return std::nullopt;
+      return absl::Milliseconds(milliseconds);
+    }
+    case SYS_epoll_pwait2:
+    case SYS_semtimedop:
+      return TimespecAt(process, r.r10);
+    case SYS_rt_sigtimedwait:
+      return TimespecAt(process, r.rdx);
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
+      return TimespecAt(process, r.r8);
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
+std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process,
+                                            const user_regs_struct& stopped,
+                                            const CallContext& context) {
+  const int64_t result = static_cast<int64_t>(stopped.rax);
+  if (result == -kErestartRestartblock) {
+    const auto deadline = kernel::RestartDeadlineOf(context.record->restart);
+    if (!deadline.has_value()) return std::nullopt;
+    const auto now = HostClock(deadline->clock, context);
+    if (!now.has_value()) return std::nullopt;
+    return absl::Nanoseconds(
+        std::max<int64_t>(0, static_cast<int64_t>(deadline->expires_ns) - *now));
+  }
+  if (result != -EINTR || !kernel::ReturnsEintrAfterStop(stopped.orig_rax)) return std::nullopt;
+  const auto timeout = RelativeTimeout(process, stopped);
+  if (!timeout.has_value()) return std::nullopt;
+  if (!context.asleep_since_ns.has_value()) return *timeout;
+  const absl::Duration slept =
+      absl::Nanoseconds(std::max<int64_t>(0, static_cast<int64_t>(context.monotonic_now_ns) -
+                                                 static_cast<int64_t>(*context.asleep_since_ns)));
+  return std::max(absl::ZeroDuration(), *timeout - slept);
+}
+
+ResumePoint ResumeElsewhere(const kernel::ProcessHandle& process, const user_regs_struct& stopped,
+                            const CallContext& context) {
+  const auto remaining = RemainingTime(process, stopped, context);
+  const kernel::RestartPlan plan = kernel::RestartRegisters(
+      stopped, {.same_task = false,
+                .unblocked_signal_pending = context.unblocked_signal_pending,
+                .remaining = remaining});
+  ResumePoint point{.registers = plan.registers, .call = std::nullopt};
+  if (static_cast<int64_t>(stopped.orig_rax) < 0 ||
+      (!plan.repeats_call && !IsRestart(static_cast<int64_t>(stopped.rax)))) {
+    return point;
+  }
+  proto::InterruptedCall& call = point.call.emplace();
+  call.set_number(static_cast<int64_t>(stopped.orig_rax));
+  call.set_result(static_cast<int64_t>(stopped.rax));
+  if (remaining.has_value()) call.set_remaining_ns(absl::ToInt64Nanoseconds(*remaining));
+  return point;
+}
+
+}  // namespace predump::checkpoint
