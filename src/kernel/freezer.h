@@ -62,7 +62,7 @@ class FrozenProcess {
  private:
   FrozenProcess(const ProcessHandle& process) : process_(&process) {}
 
-  absl::Status SeizeNewThreads(absl::Duration timeout, bool* found_new);
+  absl::Status SeizeNewThreads(absl::Duration timeout, int64_t deadline, bool* found_new);
   // Runs one thread until it is about to receive `signal_number`, drops that and stops it again.
   absl::Status SwallowSignal(Tracee& thread, int signal_number);
   absl::Status DetachAll();

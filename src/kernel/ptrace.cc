@@ -5,10 +5,12 @@
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
 
 namespace predump::kernel {
@@ -49,14 +51,23 @@ Tracee::Tracee(Tracee&& other) noexcept : tid_(std::exchange(other.tid_, 0)) {}
 
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
   if (this != &other) {
-    if (tid_ != 0) RawPtrace(PTRACE_DETACH, tid_, 0, 0);
+    LetGo();
     tid_ = std::exchange(other.tid_, 0);
   }
   return *this;
 }
 
-Tracee::~Tracee() {
-  if (tid_ != 0) RawPtrace(PTRACE_DETACH, tid_, 0, 0);
+Tracee::~Tracee() { LetGo(); }
+
+void Tracee::LetGo() {
+  if (tid_ == 0 || RawPtrace(PTRACE_DETACH, tid_, 0, 0) == 0) return;
+  // Not stopped: only a stopped thread can be detached from. One that cannot be stopped at all is
+  // let go of by the kernel when this thread exits.
+  if (RawPtrace(PTRACE_INTERRUPT, tid_, 0, 0) != 0) return;
+  const absl::StatusOr<WaitEvent> event = WaitForStop(absl::Seconds(1));
+  if (!event.ok() || tid_ == 0) return;
+  const bool is_signal = event->kind == WaitEvent::Kind::kSignalStop;
+  RawPtrace(PTRACE_DETACH, tid_, 0, is_signal ? static_cast<uint64_t>(event->code) : 0);
 }
 
 absl::StatusOr<Tracee> Tracee::Seize(pid_t tid, uint64_t options) {
@@ -84,6 +95,19 @@ absl::StatusOr<WaitEvent> Tracee::WaitForStop(std::optional<absl::Duration> time
     return base::TargetExited(event->ToString());
   }
   return event;
+}
+
+// Any stop uses an interrupt up, so it is repeated before a thread that stopped for another reason
+// is resumed: the kernel then stops it again on its way back to user mode.
+absl::StatusOr<WaitEvent> Tracee::WaitForEventStop(absl::Duration timeout) {
+  const int64_t deadline = base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(timeout);
+  for (;;) {
+    const int64_t left = std::max<int64_t>(deadline - base::MonotonicNanoseconds(), 0);
+    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, WaitForStop(absl::Nanoseconds(left)));
+    if (event.kind == WaitEvent::Kind::kEventStop) return event;
+    PREDUMP_RETURN_IF_ERROR(Interrupt());
+    PREDUMP_RETURN_IF_ERROR(Continue(event.kind == WaitEvent::Kind::kSignalStop ? event.code : 0));
+  }
 }
 
 absl::StatusOr<user_regs_struct> Tracee::GetRegisters() const {
@@ -151,6 +175,21 @@ absl::StatusOr<RseqConfiguration> Tracee::GetRseqConfiguration() const {
       Call(kGetRseqConfiguration, sizeof mirror, AsData(&mirror), "PTRACE_GET_RSEQ_CONFIGURATION"));
   return RseqConfiguration{base::RemoteAddress(mirror.address), mirror.size, mirror.signature,
                            mirror.flags};
+}
+
+absl::StatusOr<bool> Tracee::UsesSyscallUserDispatch() const {
+  constexpr int kGetConfiguration = 0x4211;  // PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG
+  struct {
+    uint64_t mode;
+    uint64_t selector;
+    uint64_t offset;
+    uint64_t length;
+  } configuration = {};
+  const absl::Status status = Call(kGetConfiguration, sizeof configuration, AsData(&configuration),
+                                   "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG");
+  if (base::ErrnoOf(status) == EIO || base::ErrnoOf(status) == EINVAL) return false;
+  PREDUMP_RETURN_IF_ERROR(status);
+  return configuration.mode != 0;
 }
 
 absl::StatusOr<uint64_t> Tracee::GetEventMessage() const {

@@ -55,6 +55,11 @@ class Tracee {
   // attachment is over.
   absl::StatusOr<WaitEvent> WaitForStop(std::optional<absl::Duration> timeout);
 
+  // After Seize and Interrupt: waits until the thread is in PTRACE_EVENT_STOP. A signal it was just
+  // taking is delivered first, with its siginfo as it is, but no user instruction runs afterwards.
+  // DeadlineExceeded as WaitForStop.
+  absl::StatusOr<WaitEvent> WaitForEventStop(absl::Duration timeout);
+
   absl::StatusOr<user_regs_struct> GetRegisters() const;
   absl::Status SetRegisters(const user_regs_struct& registers) const;
   // NT_X86_XSTATE as the kernel gives it (XSAVE standard format).
@@ -69,6 +74,9 @@ class Tracee {
   // Of the signal-delivery-stop the thread is in.
   absl::StatusOr<siginfo_t> GetSignalInfo() const;
   absl::StatusOr<RseqConfiguration> GetRseqConfiguration() const;
+  // Whether system calls are dispatched to a signal handler (prctl(2),
+  // PR_SET_SYSCALL_USER_DISPATCH; told since Linux 6.4, false before).
+  absl::StatusOr<bool> UsesSyscallUserDispatch() const;
   // PTRACE_GETEVENTMSG: the new task of a clone event, for one.
   absl::StatusOr<uint64_t> GetEventMessage() const;
   absl::Status SetOptions(uint64_t options) const;
@@ -83,6 +91,8 @@ class Tracee {
 
  private:
   explicit Tracee(pid_t tid) : tid_(tid) {}
+  // Detaches, stopping the thread first if it has to.
+  void LetGo();
   absl::Status Call(int request, uint64_t address, uint64_t data, const char* name) const;
 
   pid_t tid_ = 0;

@@ -96,7 +96,7 @@ class RemoteBatch {
   // Runs the batch in the stopped `thread`, whose signals are all blocked, and waits for its
   // SIGSTOP, which is dropped when the thread is resumed or detached. Registers are left inside the
   // batch. A clone event of the thread is passed over (the new task is the caller's to wait for).
-  // Errors: Internal the first failed kStop call, with its description and errno; DeadlineExceeded;
+  // Errors: the first failed kStop call, from its errno and with its description; DeadlineExceeded;
   // TargetExited.
   absl::Status Run(Tracee& thread, pid_t tgid, pid_t tid, absl::Duration timeout);
   // The halves of Run, for several threads at once.

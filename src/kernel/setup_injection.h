@@ -26,6 +26,9 @@ struct SetupRequest {
   bool userfaultfd = true;
   bool helper = true;
   base::ByteCount pipe_capacity{1 << 20};
+  // Whether the process is a child subreaper, where known (BPF): a helper would become its child,
+  // so it gets none. Unset: asked for by one more remote call.
+  std::optional<bool> is_subreaper;
   // How long a thread may take to stop before another outcome is reported.
   absl::Duration timeout = absl::Seconds(2);
 };

@@ -1,0 +1,269 @@
+#include "src/kernel/freezer.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <time.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
+#include "src/base/errors.h"
+#include "src/kernel/procfs_task.h"
+#include "src/kernel/restart.h"
+
+namespace predump::kernel {
+namespace {
+
+constexpr uint64_t kFreezeOptions = PTRACE_O_TRACESYSGOOD;
+
+constexpr uint64_t SignalBit(int signal_number) { return 1ull << (signal_number - 1); }
+
+// Refuses what a freeze could not do or would not undo.
+absl::Status CheckFreezable(const ProcessHandle& process) {
+  PREDUMP_ASSIGN_OR_RETURN(const StatusFields status, ReadStatus(process));
+  if (status.tracer_pid != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process.pid(), " is traced by process ", status.tracer_pid));
+  }
+  if (status.state == 'Z' || status.state == 'X') {
+    PREDUMP_ASSIGN_OR_RETURN(const bool exited, process.HasExited());
+    if (exited) {
+      return base::TargetExited(absl::StrCat("process ", process.pid(), " has exited"));
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat("the leader thread of process ", process.pid(), " has exited"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NameStuckThread(const ProcessHandle& process, pid_t tid, absl::Duration timeout) {
+  const std::string comm = ReadThreadComm(process, tid).value_or("?");
+  const std::string wait_channel = ReadThreadWaitChannel(process, tid).value_or("?");
+  return absl::DeadlineExceededError(
+      absl::StrCat("thread ", tid, " (", comm, ") did not stop within ",
+                   absl::FormatDuration(timeout), ": it waits in ", wait_channel));
+}
+
+// Waits while a thread is in an uninterruptible wait (a vfork parent, a read from a dead server).
+// Such a thread can be seized but not stopped, and what is not stopped cannot be let go of: it
+// would stop whenever it comes back, with nobody there. So it is looked for while everything still
+// runs.
+absl::Status WaitUntilStoppable(const ProcessHandle& process, absl::Duration timeout,
+                                int64_t deadline) {
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(process));
+  for (const pid_t tid : tids) {
+    for (;;) {
+      const absl::StatusOr<StatFields> stat = ReadThreadStat(process, tid);
+      if (!stat.ok() || stat->state != 'D') break;
+      if (base::MonotonicNanoseconds() >= deadline) return NameStuckThread(process, tid, timeout);
+      // No descriptor or signal tells the end of such a wait.
+      const struct timespec pause = {0, 500'000};
+      ::nanosleep(&pause, nullptr);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<FrozenProcess> FrozenProcess::Freeze(const ProcessHandle& process,
+                                                    absl::Duration timeout) {
+  const int64_t deadline = base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(timeout);
+  PREDUMP_RETURN_IF_ERROR(CheckFreezable(process));
+  PREDUMP_RETURN_IF_ERROR(WaitUntilStoppable(process, timeout, deadline));
+  FrozenProcess frozen(process);
+  // Only running threads make threads: once a listing taken after all known ones stopped shows no
+  // new one, there is none.
+  for (bool found_new = true; found_new;) {
+    const absl::Status status = frozen.SeizeNewThreads(timeout, deadline, &found_new);
+    if (!status.ok()) return status;  // the destructor thaws
+  }
+  if (frozen.threads_.empty()) {
+    return base::TargetExited(absl::StrCat("process ", process.pid(), " has exited"));
+  }
+  std::sort(frozen.threads_.begin(), frozen.threads_.end(),
+            [leader = process.pid()](const Tracee& a, const Tracee& b) {
+              return std::pair(a.tid() != leader, a.tid()) < std::pair(b.tid() != leader, b.tid());
+            });
+  if (frozen.threads_.front().tid() != process.pid()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the leader thread of process ", process.pid(), " has exited"));
+  }
+  return frozen;
+}
+
+absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t deadline,
+                                            bool* found_new) {
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(*process_));
+  std::vector<pid_t> known;
+  for (const Tracee& thread : threads_) known.push_back(thread.tid());
+  std::sort(known.begin(), known.end());
+  const size_t first_new = threads_.size();
+  for (const pid_t tid : tids) {
+    if (std::binary_search(known.begin(), known.end(), tid)) continue;
+    absl::StatusOr<Tracee> thread = Tracee::Seize(tid, kFreezeOptions);
+    // A thread that exits meanwhile is none of the process any more. A zombie leader refuses
+    // (EPERM) and is told apart by the caller, which then misses it.
+    if (base::IsTargetExited(thread.status())) continue;
+    if (base::ErrnoOf(thread.status()) == EPERM) {
+      const absl::StatusOr<StatFields> stat = ReadThreadStat(*process_, tid);
+      if (!stat.ok() || stat->state == 'Z' || stat->state == 'X') continue;
+    }
+    PREDUMP_RETURN_IF_ERROR(thread);
+    const absl::Status interrupted = thread->Interrupt();
+    threads_.push_back(*std::move(thread));
+    if (!interrupted.ok() && !base::IsTargetExited(interrupted)) return interrupted;
+  }
+  *found_new = threads_.size() > first_new;
+  for (size_t i = first_new; i < threads_.size();) {
+    const pid_t tid = threads_[i].tid();
+    const int64_t left = std::max<int64_t>(deadline - base::MonotonicNanoseconds(), 0);
+    const absl::StatusOr<WaitEvent> stop = threads_[i].WaitForEventStop(absl::Nanoseconds(left));
+    if (stop.ok()) {
+      was_stopped_ |= stop->IsGroupStop();
+      ++i;
+    } else if (base::IsTargetExited(stop.status())) {
+      threads_.erase(threads_.begin() + static_cast<ptrdiff_t>(i));
+    } else if (absl::IsDeadlineExceeded(stop.status())) {
+      return NameStuckThread(*process_, tid, timeout);
+    } else {
+      return stop.status();
+    }
+  }
+  return absl::OkStatus();
+}
+
+FrozenProcess::~FrozenProcess() {
+  // Nobody is left to tell; every step that works is taken. A queued SIGSTOP stays queued: whoever
+  // asked for it wants "stopped" to outlive the object as well.
+  DetachAll().IgnoreError();
+}
+
+absl::Status FrozenProcess::DetachAll() {
+  absl::Status first_error;
+  for (Tracee& thread : threads_) {
+    if (thread.tid() == 0) continue;
+    // The kernel finishes interrupted calls by itself, but for those that give EINTR on a stop.
+    const absl::StatusOr<user_regs_struct> registers = thread.GetRegisters();
+    if (registers.ok()) {
+      if (const std::optional<user_regs_struct> fixed = NativeRestartRegisters(*registers)) {
+        first_error.Update(thread.SetRegisters(*fixed));
+      }
+    }
+    first_error.Update(std::move(thread).Detach());
+  }
+  threads_.clear();
+  return first_error;
+}
+
+absl::Status FrozenProcess::Thaw() && { return DetachAll(); }
+
+absl::Status FrozenProcess::QueueStop() {
+  // A process that is stopped already stays so when it is let go of.
+  if (was_stopped_ || stop_queued_) return absl::OkStatus();
+  PREDUMP_RETURN_IF_ERROR(process_->SendSignal(SIGSTOP));
+  stop_queued_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status FrozenProcess::SwallowSignal(Tracee& thread, int signal_number) {
+  PREDUMP_RETURN_IF_ERROR(thread.Continue());
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, thread.WaitForStop(absl::Seconds(2)));
+    const bool is_signal = event.kind == WaitEvent::Kind::kSignalStop;
+    if (is_signal && event.code == signal_number) break;
+    // Signals with lower numbers come first; they are delivered now instead of a moment later. The
+    // interrupt keeps the thread from running a handler.
+    if (is_signal) PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
+    PREDUMP_RETURN_IF_ERROR(thread.Continue(is_signal ? event.code : 0));
+  }
+  PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
+  PREDUMP_RETURN_IF_ERROR(thread.Continue(0));
+  PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, thread.WaitForStop(absl::Seconds(2)));
+  if (event.kind == WaitEvent::Kind::kEventStop) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("after dropping a signal: ", event.ToString()));
+}
+
+absl::Status FrozenProcess::SwallowStopAndThaw() && {
+  if (stop_queued_) {
+    PREDUMP_RETURN_IF_ERROR(SwallowSignal(threads_.front(), SIGSTOP));
+    stop_queued_ = false;
+  }
+  return DetachAll();
+}
+
+absl::Status FrozenProcess::Kill() && {
+  PREDUMP_RETURN_IF_ERROR(process_->SendSignal(SIGKILL));
+  // The leader is reported only after all others were waited for.
+  for (auto thread = threads_.rbegin(); thread != threads_.rend(); ++thread) {
+    while (thread->tid() != 0) {
+      const absl::Status status = thread->WaitForStop(absl::Seconds(10)).status();
+      if (!status.ok() && !base::IsTargetExited(status)) return status;
+    }
+  }
+  threads_.clear();
+  PREDUMP_ASSIGN_OR_RETURN(const bool exited, process_->WaitForExit(absl::Seconds(10)));
+  if (exited) return absl::OkStatus();
+  return absl::DeadlineExceededError(
+      absl::StrCat("process ", process_->pid(), " was killed but has not exited"));
+}
+
+absl::Status FrozenProcess::UnparkAndResume(const ProcessHandle& process, absl::Duration timeout) {
+  PREDUMP_ASSIGN_OR_RETURN(FrozenProcess frozen, Freeze(process, timeout));
+  if (!frozen.was_stopped_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process.pid(), " is not stopped"));
+  }
+  // A thread that does not block SIGCONT needs no mask of its own changed.
+  Tracee* taker = nullptr;
+  for (Tracee& thread : frozen.threads_) {
+    PREDUMP_ASSIGN_OR_RETURN(const uint64_t mask, thread.GetSignalMask());
+    if ((mask & SignalBit(SIGCONT)) == 0) {
+      taker = &thread;
+      break;
+    }
+  }
+  if (taker != nullptr) {
+    PREDUMP_RETURN_IF_ERROR(process.SendSignal(SIGCONT));
+    PREDUMP_RETURN_IF_ERROR(frozen.SwallowSignal(*taker, SIGCONT));
+    return std::move(frozen).Thaw();
+  }
+  Tracee& leader = frozen.threads_.front();
+  PREDUMP_ASSIGN_OR_RETURN(const uint64_t mask, leader.GetSignalMask());
+  PREDUMP_RETURN_IF_ERROR(leader.SetSignalMask(mask & ~SignalBit(SIGCONT)));
+  absl::Status status = process.SendSignal(SIGCONT);
+  status.Update(status.ok() ? frozen.SwallowSignal(leader, SIGCONT) : absl::OkStatus());
+  status.Update(leader.SetSignalMask(mask));
+  status.Update(std::move(frozen).Thaw());
+  return status;
+}
+
+absl::Status FrozenProcess::KillParked(const ProcessHandle& process, absl::Duration timeout) {
+  PREDUMP_ASSIGN_OR_RETURN(FrozenProcess frozen, Freeze(process, timeout));
+  if (!frozen.was_stopped_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process.pid(), " is not stopped"));
+  }
+  return std::move(frozen).Kill();
+}
+
+CpuFollower::CpuFollower(const ProcessHandle& process, pid_t tid) {
+  if (::pthread_getaffinity_np(::pthread_self(), sizeof before_, &before_) != 0) return;
+  const absl::StatusOr<StatFields> stat = ReadThreadStat(process, tid);
+  if (!stat.ok() || stat->last_cpu < 0 || stat->last_cpu >= CPU_SETSIZE) return;
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(static_cast<size_t>(stat->last_cpu), &only);
+  moved_ = ::pthread_setaffinity_np(::pthread_self(), sizeof only, &only) == 0;
+}
+
+CpuFollower::~CpuFollower() {
+  if (moved_) ::pthread_setaffinity_np(::pthread_self(), sizeof before_, &before_);
+}
+
+}  // namespace predump::kernel

@@ -1,0 +1,459 @@
+#include "src/kernel/setup_injection.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
+#include "src/base/errors.h"
+#include "src/kernel/freezer.h"
+#include "src/kernel/procfs_maps.h"
+#include "src/kernel/procfs_task.h"
+#include "src/kernel/restart.h"
+#include "src/kernel/setup_program_x86_64.h"
+#include "src/kernel/splice.h"
+#include "src/kernel/vdso_padding.h"
+
+namespace predump::kernel {
+namespace {
+
+// Calls of the program do not wait for anybody but for the address space's lock.
+constexpr absl::Duration kCallTimeout = absl::Seconds(30);
+constexpr size_t kMostThreadsLookedAt = 64;
+constexpr size_t kFewestTableEntries = 16;
+constexpr uint64_t kCodeSegment64 = 0x33;
+constexpr uint64_t kSyscallStops = PTRACE_O_TRACESYSGOOD;
+
+struct Candidate {
+  pid_t tid = 0;
+  int rank = 0;  // lower is better
+};
+
+bool WaitsForAllKinds(const SyscallState& state) {
+  const uint64_t options = state.number == SYS_wait4    ? state.arguments[2]
+                           : state.number == SYS_waitid ? state.arguments[3]
+                                                        : 0;
+  return (options & (__WALL | __WCLONE)) != 0;
+}
+
+// How little a stop disturbs a thread; nullopt where it cannot be stopped.
+std::optional<int> Rank(const SyscallState& state) {
+  if (state.running) return 1;
+  switch (state.number) {
+    case SYS_vfork:
+    case SYS_clone3:
+      return std::nullopt;
+    case SYS_clone:
+      if ((state.arguments[0] & CLONE_VFORK) != 0) return std::nullopt;
+      return 2;
+    // Asleep, and the kernel goes on with the sleep by itself.
+    case SYS_futex:
+    case SYS_nanosleep:
+    case SYS_clock_nanosleep:
+    case SYS_poll:
+    case SYS_select:
+    case SYS_pause:
+    case SYS_wait4:
+    case SYS_waitid:
+      return 0;
+    // They put a signal mask of their own in place and are begun anew.
+    case SYS_rt_sigsuspend:
+    case SYS_ppoll:
+    case SYS_pselect6:
+      return 3;
+    default:
+      // Calls that report EINTR after a stop only where nothing else is to be had.
+      return state.number >= 0 && ReturnsEintrAfterStop(static_cast<uint64_t>(state.number)) ? 4
+                                                                                             : 2;
+  }
+}
+
+// struct rseq_cs of include/uapi/linux/rseq.h.
+struct RseqCriticalSection {
+  uint32_t version;
+  uint32_t flags;
+  uint64_t start_ip;
+  uint64_t post_commit_offset;
+  uint64_t abort_ip;
+};
+static_assert(sizeof(RseqCriticalSection) == 32);
+constexpr uint64_t kRseqCsOffset = 8;
+
+}  // namespace
+
+// One setup, from choosing a thread to the running helper.
+class SetupInjector {
+ public:
+  SetupInjector(const ProcessHandle& process, const SetupRequest& request)
+      : process_(process), request_(request) {}
+
+  absl::StatusOr<SetupResult> Run();
+
+ private:
+  absl::Status Prepare();
+  absl::StatusOr<std::vector<Candidate>> ChooseThreads();
+  absl::Status StopAndRun(pid_t tid);
+  absl::Status EnterProgram(Tracee& thread, const user_regs_struct& stopped);
+  absl::Status DriveProgram(Tracee& thread);
+  absl::Status LeaveProgram(Tracee thread);
+  void NoteResult(uint64_t number, int64_t result);
+  absl::Status DriveChild();
+  absl::Status StartHelper(pid_t tid);
+  absl::Status ConnectHelper(HelperTask& helper, int remote_read, int remote_write);
+  absl::Status MoveOutOfRestartableSequence(const Tracee& thread,
+                                            user_regs_struct* registers) const;
+  absl::StatusOr<user_regs_struct> NextSyscallStop(Tracee& task);
+  absl::Status ZeroPadding(const ProcessMemory& memory) const;
+
+  const ProcessHandle& process_;
+  const SetupRequest& request_;
+  bool helper_wanted_ = false;
+  base::AddressRange padding_;
+  base::RemoteAddress free_page_;
+  std::optional<ProcessMemory> memory_;  // through the stopped thread
+  user_regs_struct original_ = {};
+  uint64_t signal_mask_ = 0;
+  bool stop_signal_held_ = false;
+  std::optional<Tracee> child_;
+  std::optional<Tracee> grandchild_;
+  SetupResult result_;
+};
+
+absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const SetupRequest& request) {
+  return SetupInjector(process, request).Run();
+}
+
+absl::StatusOr<SetupResult> SetupInjector::Run() {
+  PREDUMP_RETURN_IF_ERROR(Prepare());
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<Candidate> candidates, ChooseThreads());
+  const int64_t deadline =
+      base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(request_.timeout);
+  absl::Status status;
+  do {
+    for (const Candidate& candidate : candidates) {
+      status = StopAndRun(candidate.tid);
+      if (status.ok()) {
+        if (grandchild_.has_value()) result_.helper_status = StartHelper(grandchild_->tid());
+        return std::move(result_);
+      }
+      // Nothing was done to a thread that did not stop or that exited: another one may do.
+      if (!absl::IsDeadlineExceeded(status) && !base::IsTargetExited(status)) return status;
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const bool exited, process_.HasExited());
+    if (exited) return status;
+  } while (base::MonotonicNanoseconds() < deadline);
+  return status;
+}
+
+absl::Status SetupInjector::Prepare() {
+  PREDUMP_ASSIGN_OR_RETURN(const StatusFields status, ReadStatus(process_));
+  if (status.tracer_pid != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process_.pid(), " is traced by process ", status.tracer_pid));
+  }
+  if (status.state == 'T') {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process_.pid(), " is stopped by a signal"));
+  }
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<MapsEntry> maps, ReadMaps(process_));
+  PREDUMP_ASSIGN_OR_RETURN(const ProcessMemory memory, ProcessMemory::Open(process_, O_RDONLY));
+  PREDUMP_ASSIGN_OR_RETURN(padding_, FindVdsoPadding(maps, memory));
+  if (padding_.size().value() < SetupProgramSize()) {
+    return absl::UnimplementedError(absl::StrCat("the vDSO has room for ", padding_.size().value(),
+                                                 " bytes only; ", SetupProgramSize(),
+                                                 " are needed"));
+  }
+  helper_wanted_ = request_.helper;
+  if (!helper_wanted_) return absl::OkStatus();
+  const absl::StatusOr<base::RemoteAddress> page = FindRemotePage(maps);
+  if (!page.ok()) {
+    result_.helper_status = page.status();
+  } else if (!status.namespace_pids.empty() && status.namespace_pids.back() == 1) {
+    result_.helper_status = absl::FailedPreconditionError(
+        "the process is init of its pid namespace: the helper would become its child");
+  } else if (request_.is_subreaper.value_or(false)) {
+    result_.helper_status = absl::FailedPreconditionError(
+        "the process is a child subreaper: the helper would become its child");
+  } else if (padding_.size().value() <
+             SetupProgramSize() + kFewestTableEntries * sizeof(struct iovec)) {
+    result_.helper_status =
+        absl::UnimplementedError("the vDSO has no room for the helper's tables");
+  } else {
+    free_page_ = *page;
+  }
+  helper_wanted_ = result_.helper_status.ok();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Candidate>> SetupInjector::ChooseThreads() {
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(process_));
+  std::vector<Candidate> candidates;
+  bool filtered = false;
+  for (const pid_t tid : std::span(tids).first(std::min(tids.size(), kMostThreadsLookedAt))) {
+    const absl::StatusOr<StatusFields> status = ReadThreadStatus(process_, tid);
+    const absl::StatusOr<SyscallState> state = ReadThreadSyscall(process_, tid);
+    if (!status.ok() || !state.ok()) continue;  // it exited
+    if (WaitsForAllKinds(*state) && helper_wanted_) {
+      helper_wanted_ = false;
+      result_.helper_status = absl::FailedPreconditionError(
+          absl::StrCat("thread ", tid, " waits for children of all kinds (__WALL)"));
+    }
+    // A filter may kill the process for a call it does not expect.
+    filtered |= status->seccomp_mode != 0;
+    if (status->seccomp_mode != 0 || status->state == 'Z' || status->state == 'X') continue;
+    const std::optional<int> rank = Rank(*state);
+    if (rank.has_value()) candidates.push_back({tid, *rank});
+  }
+  if (candidates.empty() && filtered) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process_.pid(),
+                     " has a seccomp filter, which may kill it for the calls of the setup"));
+  }
+  if (candidates.empty()) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("process ", process_.pid(), " has no thread that can be stopped"));
+  }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.rank < b.rank; });
+  return candidates;
+}
+
+absl::Status SetupInjector::StopAndRun(pid_t tid) {
+  PREDUMP_ASSIGN_OR_RETURN(memory_, ProcessMemory::OpenThread(tid, O_RDWR));
+  CpuFollower follower(process_, tid);
+  PREDUMP_ASSIGN_OR_RETURN(Tracee thread, Tracee::Seize(tid, kSyscallStops | PTRACE_O_TRACECLONE));
+  const base::Stopwatch stopwatch;
+  PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
+  const absl::Duration patience = std::min(request_.timeout, absl::Milliseconds(100));
+  PREDUMP_ASSIGN_OR_RETURN(const WaitEvent stop, thread.WaitForEventStop(patience));
+  if (stop.IsGroupStop()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", process_.pid(), " is stopped by a signal"));
+  }
+  PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct stopped, thread.GetRegisters());
+  PREDUMP_RETURN_IF_ERROR(EnterProgram(thread, stopped));
+  // From here on a detached thread finishes the program by itself: returning is always safe.
+  PREDUMP_RETURN_IF_ERROR(DriveProgram(thread));
+  PREDUMP_RETURN_IF_ERROR(LeaveProgram(std::move(thread)));
+  result_.stopped = stopwatch.Elapsed();
+  result_.thread = tid;
+  if (!grandchild_.has_value()) ZeroPadding(*memory_).IgnoreError();
+  return absl::OkStatus();
+}
+
+absl::Status SetupInjector::MoveOutOfRestartableSequence(const Tracee& thread,
+                                                         user_regs_struct* registers) const {
+  const absl::StatusOr<RseqConfiguration> rseq = thread.GetRseqConfiguration();
+  // EIO: a kernel older than the request (5.13), whose sequences abort on their own signal only.
+  if (base::ErrnoOf(rseq.status()) == EIO) return absl::OkStatus();
+  PREDUMP_RETURN_IF_ERROR(rseq);
+  if (rseq->address.value() == 0) return absl::OkStatus();
+  uint64_t section_address = 0;
+  PREDUMP_RETURN_IF_ERROR(
+      memory_->ReadExactly(rseq->address + base::ByteCount(kRseqCsOffset),
+                           std::as_writable_bytes(std::span(&section_address, 1))));
+  if (section_address == 0) return absl::OkStatus();
+  RseqCriticalSection section = {};
+  PREDUMP_RETURN_IF_ERROR(memory_->ReadExactly(base::RemoteAddress(section_address),
+                                               std::as_writable_bytes(std::span(&section, 1))));
+  // The first call of the program makes the kernel forget the section, and with it the abort.
+  if (registers->rip - section.start_ip < section.post_commit_offset) {
+    registers->rip = section.abort_ip;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SetupInjector::EnterProgram(Tracee& thread, const user_regs_struct& stopped) {
+  if (stopped.cs != kCodeSegment64) {
+    return absl::UnimplementedError(
+        absl::StrCat("thread ", thread.tid(), " does not run 64-bit code"));
+  }
+  PREDUMP_ASSIGN_OR_RETURN(const bool dispatched, thread.UsesSyscallUserDispatch());
+  if (dispatched) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("thread ", thread.tid(), " dispatches its system calls to a handler"));
+  }
+  original_ = stopped;
+  PREDUMP_RETURN_IF_ERROR(MoveOutOfRestartableSequence(thread, &original_));
+  PREDUMP_ASSIGN_OR_RETURN(signal_mask_, thread.GetSignalMask());
+  const RestartPlan plan = RestartRegisters(original_, {});
+  const SetupProgram program =
+      BuildSetupProgram({.resume = plan.registers,
+                         .signal_mask = signal_mask_,
+                         .free_page = free_page_,
+                         .userfaultfd = request_.userfaultfd,
+                         .helper = helper_wanted_,
+                         .ask_subreaper = !request_.is_subreaper.has_value()});
+  PREDUMP_RETURN_IF_ERROR(memory_->Write(padding_.start(), program.bytes));
+  // In this order: whatever happens after the first step, the program puts the mask back.
+  user_regs_struct registers = original_;
+  registers.orig_rax = ~0ull;
+  registers.rip = padding_.start().value() + program.entry;
+  PREDUMP_RETURN_IF_ERROR(thread.SetRegisters(registers));
+  PREDUMP_RETURN_IF_ERROR(thread.SetSignalMask(~0ull));
+  registers.rip = padding_.start().value() + program.work;
+  return thread.SetRegisters(registers);
+}
+
+absl::StatusOr<user_regs_struct> SetupInjector::NextSyscallStop(Tracee& task) {
+  PREDUMP_RETURN_IF_ERROR(task.ContinueToSyscall());
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, task.WaitForStop(kCallTimeout));
+    if (event.kind == WaitEvent::Kind::kSyscallStop) return task.GetRegisters();
+    if (event.kind == WaitEvent::Kind::kPtraceEvent && event.code == PTRACE_EVENT_CLONE) {
+      PREDUMP_ASSIGN_OR_RETURN(const uint64_t child, task.GetEventMessage());
+      child_ = Tracee::AdoptAutoAttached(static_cast<pid_t>(child));
+    }
+    if (event.kind == WaitEvent::Kind::kSignalStop) {
+      // Every signal that can be blocked is: this is SIGSTOP, which acts once the program is left.
+      if (event.code != SIGSTOP) {
+        return absl::InternalError(absl::StrCat("inside the setup program: ", event.ToString()));
+      }
+      stop_signal_held_ = true;
+    }
+    PREDUMP_RETURN_IF_ERROR(task.ContinueToSyscall());
+  }
+}
+
+absl::Status SetupInjector::DriveProgram(Tracee& thread) {
+  bool probed_subreaper = false;
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct entry, NextSyscallStop(thread));
+    if (entry.orig_rax == SYS_rt_sigprocmask) break;
+    if (entry.orig_rax == SYS_wait4) {
+      // It waits until the child is gone, and the child is gone only when its tracer has seen that.
+      PREDUMP_RETURN_IF_ERROR(thread.ContinueToSyscall());
+      const absl::Status status = DriveChild();
+      if (!status.ok()) result_.helper_status = status;
+      PREDUMP_RETURN_IF_ERROR(thread.WaitForStop(kCallTimeout));
+      continue;
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct exit, NextSyscallStop(thread));
+    probed_subreaper |= entry.orig_rax == SYS_prctl;
+    NoteResult(entry.orig_rax, static_cast<int64_t>(exit.rax));
+  }
+  if (helper_wanted_ && !child_.has_value() && result_.helper_status.ok()) {
+    result_.helper_status =
+        probed_subreaper
+            ? absl::FailedPreconditionError(
+                  "the process is a child subreaper: the helper would become its child")
+            : absl::InternalError("the setup program made no helper");
+  }
+  return absl::OkStatus();
+}
+
+void SetupInjector::NoteResult(uint64_t number, int64_t result) {
+  const int error_number = result < 0 ? static_cast<int>(-result) : 0;
+  if (number == SYS_userfaultfd) {
+    if (error_number != 0) {
+      result_.userfaultfd_status = base::ErrnoError(error_number, "userfaultfd in the process");
+      return;
+    }
+    absl::StatusOr<base::UniqueFd> fd = process_.GetDescriptor(static_cast<int>(result));
+    result_.userfaultfd_status = fd.status();
+    if (fd.ok()) result_.userfaultfd = *std::move(fd);
+  } else if (number == SYS_mmap && error_number != 0) {
+    result_.helper_status = base::ErrnoError(error_number, "map a page for a moment");
+  } else if (number == SYS_clone && error_number != 0) {
+    result_.helper_status = base::ErrnoError(error_number, "clone in the process");
+  }
+}
+
+// Lets the child make the helper and exit. Its exit status is the errno of its clone.
+absl::Status SetupInjector::DriveChild() {
+  if (!child_.has_value()) return absl::InternalError("a clone without its event");
+  const pid_t tid = child_->tid();
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, Wait({.tid = tid, .timeout = kCallTimeout}));
+    if (event.IsExit()) {
+      child_->Abandon();
+      if (grandchild_.has_value()) return absl::OkStatus();
+      return event.code == 0 ? absl::InternalError("the helper was not attached to")
+                             : base::ErrnoError(event.code, "clone in the process");
+    }
+    if (event.kind == WaitEvent::Kind::kPtraceEvent && event.code == PTRACE_EVENT_CLONE) {
+      PREDUMP_ASSIGN_OR_RETURN(const uint64_t helper, child_->GetEventMessage());
+      grandchild_ = Tracee::AdoptAutoAttached(static_cast<pid_t>(helper));
+    }
+    PREDUMP_RETURN_IF_ERROR(child_->Continue());
+  }
+}
+
+// The thread is at the entry of the program's last call. That call still runs, and the interrupt
+// stops the thread right behind it, inside the kernel's signal path: with the very registers of the
+// first stop the kernel then finishes or repeats the interrupted call by its own rules.
+absl::Status SetupInjector::LeaveProgram(Tracee thread) {
+  PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
+  PREDUMP_RETURN_IF_ERROR(thread.Continue());
+  PREDUMP_RETURN_IF_ERROR(thread.WaitForEventStop(kCallTimeout));
+  PREDUMP_RETURN_IF_ERROR(thread.SetSignalMask(signal_mask_));
+  PREDUMP_RETURN_IF_ERROR(
+      thread.SetRegisters(NativeRestartRegisters(original_).value_or(original_)));
+  if (stop_signal_held_) PREDUMP_RETURN_IF_ERROR(process_.SendSignal(SIGSTOP));
+  return std::move(thread).Detach();
+}
+
+absl::Status SetupInjector::ZeroPadding(const ProcessMemory& memory) const {
+  const std::vector<std::byte> zeros(padding_.size().value());
+  return memory.Write(padding_.start(), zeros);
+}
+
+// The target runs again; the helper is at its first instruction.
+absl::Status SetupInjector::StartHelper(pid_t tid) {
+  Tracee tracee = *std::exchange(grandchild_, std::nullopt);
+  PREDUMP_ASSIGN_OR_RETURN(ProcessMemory memory, ProcessMemory::OpenThread(tid, O_RDWR));
+  PREDUMP_RETURN_IF_ERROR(tracee.WaitForStop(kCallTimeout));
+  PREDUMP_RETURN_IF_ERROR(tracee.SetOptions(kSyscallStops));
+  HelperTask helper(std::move(tracee), std::move(memory));
+  helper.padding_ = padding_;
+  const uint64_t table = (padding_.start().value() + SetupProgramSize() + 15) / 16 * 16;
+  helper.table_ = base::RemoteAddress(table);
+  helper.max_ranges_ = (padding_.end().value() - table) / sizeof(struct iovec);
+  helper.pidfd_ = base::UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, tid, 0)));
+  if (!helper.pidfd_.valid()) return base::ErrnoError(errno, "pidfd_open of the helper");
+  absl::Status failed;
+  user_regs_struct registers = {};
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(registers, NextSyscallStop(helper.tracee_));
+    if (registers.orig_rax == SYS_exit_group) break;
+    PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct exit, NextSyscallStop(helper.tracee_));
+    const int64_t call_result = static_cast<int64_t>(exit.rax);
+    if (call_result < 0 && call_result >= -4095 && failed.ok()) {
+      failed = base::ErrnoError(static_cast<int>(-call_result), "system call ", registers.orig_rax,
+                                " of the helper");
+    }
+  }
+  PREDUMP_RETURN_IF_ERROR(failed);
+  // Only now: killed while it had its page mapped, it would have left that behind.
+  PREDUMP_RETURN_IF_ERROR(helper.tracee_.SetOptions(kSyscallStops | PTRACE_O_EXITKILL));
+  helper.at_entry_ = true;
+  // r12 holds the descriptors pipe2 gave, {read, write}.
+  PREDUMP_RETURN_IF_ERROR(ConnectHelper(helper, static_cast<int>(registers.r12 & 0xffffffff),
+                                        static_cast<int>(registers.r12 >> 32)));
+  result_.helper.emplace(std::move(helper));
+  return absl::OkStatus();
+}
+
+absl::Status SetupInjector::ConnectHelper(HelperTask& helper, int remote_read, int remote_write) {
+  helper.pipe_ = base::UniqueFd(
+      static_cast<int>(::syscall(SYS_pidfd_getfd, helper.pidfd_.get(), remote_read, 0)));
+  if (!helper.pipe_.valid()) return base::ErrnoError(errno, "pidfd_getfd of the helper's pipe");
+  helper.remote_pipe_ = remote_write;
+  const uint64_t arguments[] = {static_cast<uint64_t>(remote_read)};
+  PREDUMP_RETURN_IF_ERROR(helper.Call(SYS_close, arguments));
+  PREDUMP_ASSIGN_OR_RETURN(helper.capacity_,
+                           ResizePipe(helper.pipe_.get(), request_.pipe_capacity));
+  return absl::OkStatus();
+}
+
+}  // namespace predump::kernel

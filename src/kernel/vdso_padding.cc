@@ -1,0 +1,98 @@
+#include "src/kernel/vdso_padding.h"
+
+#include <elf.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "src/base/errors.h"
+
+namespace predump::kernel {
+namespace {
+
+constexpr uint64_t kAlignment = 64;
+constexpr uint64_t kLowestAddress = 1ull << 20;  // above vm.mmap_min_addr
+constexpr uint64_t kUserEnd = 0x7ffffffff000;    // 47-bit address space less the guard page
+constexpr uint64_t kSmallestHole = 1ull << 20;
+
+template <typename T>
+bool Load(std::span<const std::byte> image, uint64_t offset, T* out) {
+  if (offset > image.size() || sizeof(T) > image.size() - offset) return false;
+  memcpy(out, image.data() + offset, sizeof(T));
+  return true;
+}
+
+}  // namespace
+
+absl::StatusOr<size_t> VdsoImageEnd(std::span<const std::byte> image) {
+  Elf64_Ehdr header;
+  if (!Load(image, 0, &header) || memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) {
+    return absl::DataLossError("the vDSO is not an ELF image");
+  }
+  if (header.e_ident[EI_CLASS] != ELFCLASS64) {
+    return absl::UnimplementedError("the vDSO is not a 64-bit one: not an x86-64 process");
+  }
+  uint64_t end = std::max<uint64_t>(header.e_phoff + uint64_t{header.e_phnum} * sizeof(Elf64_Phdr),
+                                    header.e_shoff + uint64_t{header.e_shnum} * sizeof(Elf64_Shdr));
+  for (uint64_t i = 0; i < header.e_shnum; ++i) {
+    Elf64_Shdr section;
+    if (!Load(image, header.e_shoff + i * sizeof section, &section)) {
+      return absl::DataLossError("the vDSO's section table lies outside of it");
+    }
+    if (section.sh_type != SHT_NOBITS) end = std::max(end, section.sh_offset + section.sh_size);
+  }
+  for (uint64_t i = 0; i < header.e_phnum; ++i) {
+    Elf64_Phdr segment;
+    if (!Load(image, header.e_phoff + i * sizeof segment, &segment)) {
+      return absl::DataLossError("the vDSO's program headers lie outside of it");
+    }
+    end = std::max(end, segment.p_offset + std::max(segment.p_filesz, segment.p_memsz));
+  }
+  if (end > image.size()) return absl::DataLossError("the vDSO's image is larger than its mapping");
+  return std::min<uint64_t>((end + kAlignment - 1) / kAlignment * kAlignment, image.size());
+}
+
+absl::StatusOr<base::AddressRange> FindVdsoPadding(const std::vector<MapsEntry>& maps,
+                                                   const ProcessMemory& memory) {
+  const auto vdso = std::find_if(maps.begin(), maps.end(),
+                                 [](const MapsEntry& entry) { return entry.path == "[vdso]"; });
+  if (vdso == maps.end()) return absl::UnimplementedError("the process has no vDSO");
+  std::vector<std::byte> image(vdso->range.size().value());
+  PREDUMP_RETURN_IF_ERROR(memory.ReadExactly(vdso->range.start(), image));
+  PREDUMP_ASSIGN_OR_RETURN(const size_t end, VdsoImageEnd(image));
+  const std::span<const std::byte> padding = std::span(image).subspan(end);
+  const bool ours = padding.size() >= sizeof kPaddingMagic &&
+                    memcmp(padding.data(), kPaddingMagic, sizeof kPaddingMagic) == 0;
+  const bool unused =
+      std::all_of(padding.begin(), padding.end(), [](std::byte b) { return b == std::byte{0}; });
+  if (!ours && !unused) {
+    return absl::FailedPreconditionError("the padding of the vDSO holds something");
+  }
+  return base::AddressRange::FromOrdered(vdso->range.start().value() + end,
+                                         vdso->range.end().value());
+}
+
+absl::StatusOr<base::RemoteAddress> FindRemotePage(const std::vector<MapsEntry>& maps) {
+  uint64_t hole_start = kLowestAddress;
+  uint64_t best_start = 0;
+  uint64_t best_size = 0;
+  const auto consider = [&](uint64_t hole_end) {
+    if (hole_end > hole_start && hole_end - hole_start > best_size) {
+      best_start = hole_start;
+      best_size = hole_end - hole_start;
+    }
+  };
+  for (const MapsEntry& entry : maps) {
+    consider(std::min(entry.range.start().value(), kUserEnd));
+    hole_start = std::max(hole_start, entry.range.end().value());
+  }
+  consider(kUserEnd);
+  if (best_size < kSmallestHole) {
+    return absl::ResourceExhaustedError("no free page far from every mapping");
+  }
+  const uint64_t middle = best_start + best_size / 2;
+  return base::RemoteAddress(middle / base::PageSize() * base::PageSize());
+}
+
+}  // namespace predump::kernel
