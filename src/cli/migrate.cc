@@ -1,4 +1,5 @@
 // `predump --pid N --to HOST:PORT`, the migration itself, and `predump check`.
+#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -119,6 +120,8 @@ void PrintReport(const MigrationReport& report) {
 int RunMigration(const MigrateText& text) {
   const absl::StatusOr<MigrationOptions> options = Parse(text, /*needs_target=*/true);
   if (!options.ok()) return UsageError(options.status());
+  // splice(2) into a connection that the peer closed raises it; EPIPE says the same.
+  ::signal(SIGPIPE, SIG_IGN);
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   Cancellation cancellation;
   ProgressDisplay display(terminal);

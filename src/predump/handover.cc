@@ -128,7 +128,6 @@ class Handover {
     PREDUMP_RETURN_IF_ERROR(engine_.sender.SendLayout(vmas));
     PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages, engine_.sender.SendDirty(dirty, nullptr));
     engine_.report.pages_sent += pages;
-    final_pages_ = pages;
     return engine_.link.data().Final(final_round_);
   }
 
@@ -149,25 +148,27 @@ class Handover {
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::ExtentSet pages,
                              pagemap::DataPages(engine_.process, vmas));
     PREDUMP_ASSIGN_OR_RETURN(
-        const std::vector<pagemap::HashedExtent> hashed,
+        const std::vector<uint64_t> hashes,
         pagemap::HashPages(engine_.process, pages.extents(), RseqAreas(state)));
     std::vector<proto::Verify> messages(1);
-    size_t in_message = 0;
-    for (const pagemap::HashedExtent& extent : hashed) {
-      uint64_t address = extent.start.value();
-      for (size_t i = 0; i < extent.hashes.size();) {
-        if (in_message == kHashesPerMessage) {
+    size_t next_hash = 0;
+    size_t room = kHashesPerMessage;
+    for (const pagemap::Extent& extent : pages.extents()) {
+      uint64_t address = extent.start().value();
+      while (address < extent.end().value()) {
+        if (room == 0) {
           messages.emplace_back();
-          in_message = 0;
+          room = kHashesPerMessage;
         }
-        const size_t n = std::min(extent.hashes.size() - i, kHashesPerMessage - in_message);
+        const size_t left = (extent.end().value() - address) / base::PageSize();
+        const size_t n = std::min(left, room);
         proto::VerifyRange* range = messages.back().add_ranges();
         range->set_start(address);
-        range->mutable_page_hashes()->Add(extent.hashes.begin() + static_cast<ptrdiff_t>(i),
-                                          extent.hashes.begin() + static_cast<ptrdiff_t>(i + n));
+        const auto first = hashes.begin() + static_cast<ptrdiff_t>(next_hash);
+        range->mutable_page_hashes()->Add(first, first + static_cast<ptrdiff_t>(n));
         address += n * base::PageSize();
-        i += n;
-        in_message += n;
+        next_hash += n;
+        room -= n;
       }
     }
     for (size_t i = 0; i < messages.size(); ++i) messages[i].set_last(i + 1 == messages.size());
@@ -329,7 +330,6 @@ class Handover {
   Journal journal_;
   JournalEntry entry_;
   const uint64_t final_round_;
-  base::PageCount final_pages_;
   std::optional<PhaseClock> clock_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "spdlog/spdlog.h"
 #include "src/base/errors.h"
+#include "src/pagemap/bpf_adapters.h"
 
 namespace predump {
 
@@ -27,10 +28,7 @@ absl::StatusOr<pagemap::VmaList> LayoutReader::Read() {
   PREDUMP_ASSIGN_OR_RETURN(pagemap::VmaList vmas,
                            pagemap::VmaList::Read(*process_, /*with_flags=*/false));
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<kernel::VmaRecord> records, capture_->Read());
-  std::vector<kernel::VmaFlags> flags;
-  flags.reserve(records.size());
-  for (const kernel::VmaRecord& record : records) flags.push_back(kernel::FlagsOf(record));
-  pagemap::OverlayFlags(vmas, flags);
+  pagemap::OverlayFlags(vmas, records);
   return vmas;
 }
 

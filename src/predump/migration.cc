@@ -18,6 +18,7 @@
 #include "src/kernel/time_offsets.h"
 #include "src/predump/engine.h"
 #include "src/predump/handover.h"
+#include "src/predump/journal.h"
 #include "src/predump/page_tracking.h"
 #include "src/predump/rounds.h"
 

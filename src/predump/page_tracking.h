@@ -9,6 +9,9 @@
 #include "absl/time/time.h"
 #include "src/base/units.h"
 #include "src/kernel/process.h"
+#include "src/kernel/setup_injection.h"
+#include "src/pagemap/bpf_adapters.h"
+#include "src/pagemap/choose.h"
 #include "src/pagemap/dirty_tracker.h"
 #include "src/pagemap/page_source.h"
 #include "src/predump/migration.h"
@@ -16,6 +19,8 @@
 namespace predump {
 
 struct PageTracking {
+  // Before the tracker, which uses it.
+  std::unique_ptr<pagemap::InFlightReads> reads;  // null where they cannot be followed
   std::unique_ptr<pagemap::DirtyTracker> tracker;
   std::unique_ptr<pagemap::PageSource> source;
   std::string tracker_reason;
@@ -29,6 +34,10 @@ struct PageTracking {
 
   // Takes both off a process that runs on. What cannot be taken off is logged.
   void TakeDown();
+
+ private:
+  absl::Status MakeTracker(const kernel::ProcessHandle& process, const pagemap::Choice& choice,
+                           const MigrationOptions& options, kernel::SetupResult& setup);
 };
 
 // Memory of the process that is in use, resident or swapped: what the target will have to hold.
