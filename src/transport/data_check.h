@@ -14,6 +14,8 @@ namespace predump::transport {
 
 // x86-64 has one base page size.
 inline constexpr uint64_t kWirePageBytes = 4096;
+// Page zero never holds anything; vm.mmap_min_addr may forbid more, which mmap(2) then says.
+inline constexpr uint64_t kUserSpaceStart = kWirePageBytes;
 
 enum class DataDefect : uint32_t {
   kNone = 0,
@@ -73,7 +75,9 @@ constexpr const char* DescribeDefect(DataDefect defect) {
 constexpr DataDefect CheckRange(uint64_t start, uint64_t bytes) {
   if ((start | bytes) % kWirePageBytes != 0) return DataDefect::kUnaligned;
   if (bytes == 0) return DataDefect::kEmpty;
-  if (start >= kUserSpaceEnd || bytes > kUserSpaceEnd - start) return DataDefect::kOutsideUserSpace;
+  if (start < kUserSpaceStart || start >= kUserSpaceEnd || bytes > kUserSpaceEnd - start) {
+    return DataDefect::kOutsideUserSpace;
+  }
   return DataDefect::kNone;
 }
 
@@ -146,8 +150,10 @@ constexpr DataDefect CheckMapRecord(const MapRecord& record) {
   if ((record.prot & ~kKnownProtection) != 0) return DataDefect::kBadProtection;
   const bool is_file = (record.flags & kMapFile) != 0;
   const bool is_shared = (record.flags & kMapShared) != 0;
+  // Shared memory without a file cannot be made from here, and a private mapping needs no writing.
   if ((record.flags & ~kKnownFlags) != 0 || (is_shared && !is_file) ||
       ((record.flags & kMapWritable) != 0 && !is_shared) ||
+      ((record.flags & kMapGrowsDown) != 0 && is_file) ||
       (record.flags & (kMapHugePages | kMapNoHugePages)) == (kMapHugePages | kMapNoHugePages)) {
     return DataDefect::kBadMapFlags;
   }
@@ -155,10 +161,10 @@ constexpr DataDefect CheckMapRecord(const MapRecord& record) {
               : record.path_bytes != 0) {
     return DataDefect::kBadPath;
   }
-  // The last byte's offset must be one a file can have (loff_t).
-  constexpr uint64_t kMaxFileOffset = (uint64_t{1} << 63) - 1;
-  if (record.file_offset % kWirePageBytes != 0 ||
-      record.file_offset > kMaxFileOffset - record.bytes || (!is_file && record.file_offset != 0)) {
+  // Far beyond any file, and no sum with a size inside user space can pass loff_t.
+  constexpr uint64_t kMaxFileOffset = uint64_t{1} << 62;
+  if (record.file_offset % kWirePageBytes != 0 || record.file_offset > kMaxFileOffset ||
+      (!is_file && record.file_offset != 0)) {
     return DataDefect::kBadFileOffset;
   }
   return DataDefect::kNone;

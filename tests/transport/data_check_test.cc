@@ -54,6 +54,7 @@ TEST(DataCheckTest, ExtentsMustBeAlignedInsideAscendingAndAddUp) {
   };
   EXPECT_EQ(check({0x1000, 0x1000}, {0x2000, 0x1000}, 0x2000), DataDefect::kNone);
   EXPECT_EQ(check({0x1000, 0x1000}, {kUserSpaceEnd - 0x1000, 0x1000}, 0x2000), DataDefect::kNone);
+  EXPECT_EQ(check({0, 0x1000}, {0x2000, 0x1000}, 0x2000), DataDefect::kOutsideUserSpace);
   EXPECT_EQ(check({0x1000, 0x1000}, {0x2000, 0x1000}, 0x3000), DataDefect::kPayloadMismatch);
   EXPECT_EQ(check({0x1000, 0x2000}, {0x2000, 0x1000}, 0x3000), DataDefect::kNotAscending);
   EXPECT_EQ(check({0x2000, 0x1000}, {0x1000, 0x1000}, 0x2000), DataDefect::kNotAscending);
@@ -87,6 +88,9 @@ TEST(DataCheckTest, MapRecordsMustMakeSense) {
   EXPECT_EQ(changed([](MapRecord& r) { r.flags = 1u << 31; }), DataDefect::kBadMapFlags);
   EXPECT_EQ(changed([](MapRecord& r) { r.flags = kMapShared; }), DataDefect::kBadMapFlags);
   EXPECT_EQ(changed([](MapRecord& r) { r.flags = kMapHugePages | kMapNoHugePages; }),
+            DataDefect::kBadMapFlags);
+  EXPECT_EQ(changed([](MapRecord& r) { r.flags = kMapWritable; }), DataDefect::kBadMapFlags);
+  EXPECT_EQ(changed([](MapRecord& r) { r.flags = kMapGrowsDown | kMapFile; }),
             DataDefect::kBadMapFlags);
   EXPECT_EQ(changed([](MapRecord& r) { r.path_bytes = 1; }), DataDefect::kBadPath);
   EXPECT_EQ(changed([](MapRecord& r) { r.file_offset = 0x1000; }), DataDefect::kBadFileOffset);
