@@ -35,9 +35,11 @@ absl::Status CheckAlive(const base::UniqueFd& pidfd) {
   return base::ErrnoError(errno, "pidfd_send_signal");
 }
 
-absl::StatusOr<Iterator> Iterator::Attach(const bpf_program* program, pid_t tgid, Scope scope) {
+absl::StatusOr<Iterator> Iterator::Attach(const bpf_program* program, pid_t tgid) {
   bpf_iter_link_info info = {};
-  (scope == Scope::kThreads ? info.task.pid : info.task.tid) = static_cast<uint32_t>(tgid);
+  // By process even where the leader would do: iter/task_vma by thread (info.task.tid) begins anew
+  // after its end and so never ends once it needs a second read(2) (seen on 6.18).
+  info.task.pid = static_cast<uint32_t>(tgid);
   bpf_iter_attach_opts options = {};
   options.sz = sizeof(options);
   options.link_info = &info;
@@ -52,6 +54,7 @@ absl::Status Iterator::Read(std::vector<char>& bytes) const {
   if (!fd.valid()) return base::ErrnoError(errno, "bpf(BPF_ITER_CREATE)");
   // The kernel collects up to 32 KiB for each read(2).
   constexpr size_t kChunk = 32 * 1024;
+  constexpr size_t kLimit = 1024 * 1024 * 1024;
   size_t filled = 0;
   while (true) {
     if (bytes.size() < filled + kChunk) bytes.resize(2 * (filled + kChunk));
@@ -59,6 +62,7 @@ absl::Status Iterator::Read(std::vector<char>& bytes) const {
     if (n == 0) break;
     if (n > 0) {
       filled += static_cast<size_t>(n);
+      if (filled > kLimit) return absl::ResourceExhaustedError("BPF iterator does not end");
     } else if (errno != EINTR && errno != EAGAIN) {
       return base::ErrnoError(errno, "read BPF iterator");
     }
@@ -68,10 +72,9 @@ absl::Status Iterator::Read(std::vector<char>& bytes) const {
 }
 
 absl::Status Observe(const bpf_program* find_process, pid_t tgid, const int& observed_tgid) {
-  PREDUMP_ASSIGN_OR_RETURN(const Iterator leader,
-                           Iterator::Attach(find_process, tgid, Iterator::Scope::kLeader));
+  PREDUMP_ASSIGN_OR_RETURN(const Iterator threads, Iterator::Attach(find_process, tgid));
   std::vector<char> nothing;
-  PREDUMP_RETURN_IF_ERROR(leader.Read(nothing));
+  PREDUMP_RETURN_IF_ERROR(threads.Read(nothing));
   if (__atomic_load_n(&observed_tgid, __ATOMIC_RELAXED) > 0) return absl::OkStatus();
   return base::TargetExited(absl::StrCat("process ", tgid));
 }

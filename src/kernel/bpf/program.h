@@ -30,15 +30,15 @@ absl::StatusOr<base::UniqueFd> OpenPidfd(pid_t tgid);
 // TargetExited unless the process (a zombie counts) still exists.
 absl::Status CheckAlive(const base::UniqueFd& pidfd);
 
-// An attached iterator over one process: all its threads, or its leader only.
+// An attached iterator over one process: all its threads, the leader first.
 class Iterator {
  public:
-  enum class Scope { kThreads, kLeader };
-  static absl::StatusOr<Iterator> Attach(const bpf_program* program, pid_t tgid, Scope scope);
+  static absl::StatusOr<Iterator> Attach(const bpf_program* program, pid_t tgid);
 
   Iterator() = default;
 
-  // Runs the iterator and replaces `bytes` by what it wrote.
+  // Runs the iterator and replaces `bytes` by what it wrote. ResourceExhausted above 1 GiB, which
+  // only an iterator that never ends can write.
   absl::Status Read(std::vector<char>& bytes) const;
 
  private:

@@ -27,10 +27,14 @@ int AppendRecord(void* context, void* data, size_t bytes) {
   return 0;
 }
 
+// MAX_RW_COUNT of include/linux/fs.h: no call transfers more, whatever it was asked for.
+constexpr uint64_t kMaxTransfer = 0x7ffff000;
+
 void AppendRange(const ReadVector& vector, std::vector<base::AddressRange>& ranges) {
   // Lengths that wrap around are refused by the call itself.
   if (vector.bytes == 0 || vector.base + vector.bytes < vector.base) return;
-  ranges.push_back(base::AddressRange::FromOrdered(vector.base, vector.base + vector.bytes));
+  const uint64_t bytes = std::min<uint64_t>(vector.bytes, kMaxTransfer);
+  ranges.push_back(base::AddressRange::FromOrdered(vector.base, vector.base + bytes));
 }
 
 // Arrays too long for a record, or not present in memory when the call began.
@@ -94,8 +98,7 @@ absl::StatusOr<ReadsInFlight> ReadsInFlight::Create(pid_t tgid) {
   PREDUMP_RETURN_IF_ERROR(
       internal::Observe(skeleton->progs.find_process, tgid, skeleton->bss->observed_tgid));
   PREDUMP_ASSIGN_OR_RETURN(internal::Iterator list,
-                           internal::Iterator::Attach(skeleton->progs.list_reads, tgid,
-                                                      internal::Iterator::Scope::kThreads));
+                           internal::Iterator::Attach(skeleton->progs.list_reads, tgid));
   auto program = std::unique_ptr<Program>(new Program{std::move(skeleton),
                                                       {nullptr, ring_buffer__free},
                                                       std::move(list),
@@ -112,8 +115,7 @@ absl::StatusOr<ReadsInFlight> ReadsInFlight::Create(pid_t tgid) {
                                    {reads.progs.on_sys_exit, &reads.links.on_sys_exit}}));
   // Only now: a read that begins after this is seen by a trace point, one before by its registers.
   PREDUMP_ASSIGN_OR_RETURN(const internal::Iterator seed,
-                           internal::Iterator::Attach(reads.progs.seed_reads, tgid,
-                                                      internal::Iterator::Scope::kThreads));
+                           internal::Iterator::Attach(reads.progs.seed_reads, tgid));
   PREDUMP_RETURN_IF_ERROR(seed.Read(program->bytes));
   PREDUMP_RETURN_IF_ERROR(internal::CheckAlive(program->pidfd));
   return ReadsInFlight(std::move(program));

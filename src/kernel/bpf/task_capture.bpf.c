@@ -10,8 +10,8 @@ char LICENSE[] SEC("license") = "GPL";
 #define MMF_DUMPABLE_MASK 3
 #define MMF_DISABLE_THP 24
 #define MMF_HAS_MDWE 28
+#define MMF_HAS_MDWE_NO_INHERIT 29
 #define MMF_VM_MERGE_ANY 30
-#define MMF_HAS_MDWE_NO_INHERIT 31
 /* kernel/time/posix-timers.h clock numbers */
 #define CLOCK_PROCESS_CPUTIME_ID 2
 #define CLOCK_THREAD_CPUTIME_ID 3

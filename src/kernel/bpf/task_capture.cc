@@ -83,8 +83,7 @@ absl::StatusOr<TaskCapture> TaskCapture::Create(pid_t tgid) {
                                task_capture_bpf__open_opts, task_capture_bpf__load,
                                task_capture_bpf__destroy, [](task_capture_bpf&) { return 0; }));
   PREDUMP_ASSIGN_OR_RETURN(internal::Iterator tasks,
-                           internal::Iterator::Attach(skeleton->progs.capture_task, tgid,
-                                                      internal::Iterator::Scope::kThreads));
+                           internal::Iterator::Attach(skeleton->progs.capture_task, tgid));
   return TaskCapture(std::unique_ptr<Program>(
       new Program{std::move(skeleton), std::move(tasks), std::move(pidfd), tgid, {}}));
 }

@@ -48,7 +48,8 @@ struct RestartDeadline {
 RestartKind RestartKindOf(const RestartBlock& block);
 
 // The absolute deadline of the interrupted call; nothing where it has none (poll and futex without
-// a timeout, kinds without one). Only meaningful where the call returned -516.
+// a timeout, kinds without one). Only meaningful where the call returned -516. Sleeps come with the
+// thread's timer slack added, which restart_syscall(2) keeps and a new call adds again.
 std::optional<RestartDeadline> RestartDeadlineOf(const RestartBlock& block);
 
 // Nanoseconds since the thread last ran; for a thread asleep in a call, since it went to sleep.

@@ -7,10 +7,12 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("iter/task_vma")
 int capture_vma(struct bpf_iter__task_vma* ctx) {
   struct vm_area_struct* vma = ctx->vma;
+  struct task_struct* task = ctx->task;
   struct VmaRecord record = {};
   struct file* file;
 
-  if (!vma) return 0;
+  /* A thread with a descriptor table of its own brings the same mappings once more. */
+  if (!vma || !task || task->pid != task->tgid) return 0;
   record.start = vma->vm_start;
   record.end = vma->vm_end;
   record.vm_flags = vma->vm_flags;

@@ -29,8 +29,7 @@ absl::StatusOr<VmaCapture> VmaCapture::Create(pid_t tgid) {
                                vma_capture_bpf__open_opts, vma_capture_bpf__load,
                                vma_capture_bpf__destroy, [](vma_capture_bpf&) { return 0; }));
   PREDUMP_ASSIGN_OR_RETURN(internal::Iterator vmas,
-                           internal::Iterator::Attach(skeleton->progs.capture_vma, tgid,
-                                                      internal::Iterator::Scope::kLeader));
+                           internal::Iterator::Attach(skeleton->progs.capture_vma, tgid));
   return VmaCapture(std::unique_ptr<Program>(
       new Program{std::move(skeleton), std::move(vmas), std::move(pidfd), {}}));
 }
