@@ -215,6 +215,12 @@ absl::StatusOr<kernel::Tracee> SeizeAndExecute(int socket, pid_t pid, const Birt
     if (event->kind != kernel::WaitEvent::Kind::kPtraceEvent || event->code != PTRACE_EVENT_EXEC) {
       return absl::InternalError(absl::StrCat("the landing stopped oddly: ", event->ToString()));
     }
+    // That stop is inside execve(2), whose end would be taken for that of the first remote call.
+    PREDUMP_RETURN_IF_ERROR(landing.ContinueToSyscall());
+    PREDUMP_ASSIGN_OR_RETURN(const kernel::WaitEvent exit, landing.WaitForStop(kBirthTimeout));
+    if (exit.kind != kernel::WaitEvent::Kind::kSyscallStop) {
+      return absl::InternalError(absl::StrCat("the landing stopped oddly: ", exit.ToString()));
+    }
     return absl::OkStatus();
   };
   absl::Status executed = execute();

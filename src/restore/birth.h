@@ -38,7 +38,7 @@ struct BirthOptions {
 
 struct Newborn {
   pid_t reaper = 0;
-  kernel::Tracee landing;  // in the stop of its exec: no instruction of the image has run
+  kernel::Tracee landing;  // at the end of its exec: no instruction of the image has run
 };
 
 // Errors: AlreadyExists where the pid is taken; else what failed, in words.
