@@ -125,10 +125,11 @@ class FateStore {
   absl::Status Write(absl::string_view session_id, FateRecord record) const;
   void Remove(absl::string_view session_id) const;
   absl::StatusOr<bool> SessionLives(absl::string_view session_id) const;
-  // Nothing: the landing is between two states, look again.
-  absl::StatusOr<std::optional<Fate>> DecideNow(absl::string_view session_id);
+  // Nothing: the landing is between two states, look again. `going_is_final`: it had all the time
+  // it needs to stop, so that one that goes on was let go by somebody.
+  absl::StatusOr<std::optional<Fate>> DecideNow(absl::string_view session_id, bool going_is_final);
   absl::StatusOr<std::optional<Fate>> DecideCommitted(absl::string_view session_id,
-                                                      FateRecord record);
+                                                      FateRecord record, bool going_is_final);
   absl::Status SettleOne(const std::string& session_id, absl::Duration limit);
 
   std::string directory_;

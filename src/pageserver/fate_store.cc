@@ -1,0 +1,423 @@
+#include "src/pageserver/fate_store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "spdlog/spdlog.h"
+#include "src/base/atomic_file.h"
+#include "src/base/errors.h"
+#include "src/kernel/freezer.h"
+#include "src/kernel/procfs.h"
+#include "src/transport/deadline.h"
+
+namespace predump::pageserver {
+namespace {
+
+constexpr char kFormatLine[] = "predump-fate 1";
+constexpr char kAliveSuffix[] = ".alive";
+// A landing whose tracer died is killed, or stops, within microseconds; a loaded machine takes
+// longer. There is no event for "has stopped" to anybody but parent and tracer.
+constexpr absl::Duration kSettleTimeout = absl::Seconds(5);
+constexpr int kLookAgainMs = 2;
+// A landing let go by a dying tracer still runs through the kernel on its way to the stop that is
+// queued for it. One that has not stopped after this long was woken by somebody's SIGCONT.
+constexpr absl::Duration kStopTimeout = absl::Milliseconds(500);
+constexpr absl::Duration kResumeTimeout = absl::Seconds(2);
+
+constexpr std::pair<FateState, absl::string_view> kStateNames[] = {
+    {FateState::kPreparing, "preparing"},
+    {FateState::kCommitted, "committed"},
+    {FateState::kReleased, "released"},
+    {FateState::kDestroyed, "destroyed"},
+};
+
+absl::string_view NameOf(FateState state) {
+  for (const auto& [known, name] : kStateNames) {
+    if (known == state) return name;
+  }
+  return "unknown";
+}
+
+absl::StatusOr<std::string> ReadBootId() {
+  PREDUMP_ASSIGN_OR_RETURN(const std::string text,
+                           base::ReadWholeFile("/proc/sys/kernel/random/boot_id"));
+  return std::string(absl::StripAsciiWhitespace(text));
+}
+
+absl::StatusOr<uint64_t> OwnPidNamespace() {
+  struct stat st;
+  if (::stat("/proc/self/ns/pid", &st) != 0)
+    return base::ErrnoError(errno, "stat our pid namespace");
+  return static_cast<uint64_t>(st.st_ino);
+}
+
+absl::Status CheckId(absl::string_view session_id) {
+  if (session_id.size() == kSessionIdBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a session id has ", kSessionIdBytes, " bytes, not ", session_id.size()));
+}
+
+// The landing, if it still is: nothing for a process that has exited or a host that was restarted.
+absl::StatusOr<std::optional<kernel::ProcessHandle>> FindLanding(const LandingIdentity& landing) {
+  PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, ReadBootId());
+  if (boot_id != landing.boot_id) return std::nullopt;
+  PREDUMP_ASSIGN_OR_RETURN(const uint64_t pid_namespace, OwnPidNamespace());
+  if (pid_namespace != landing.pid_namespace) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("process ", landing.pid,
+                     " was restored by a server in another pid namespace; start this one there"));
+  }
+  absl::StatusOr<kernel::ProcessHandle> process = kernel::ProcessHandle::Open(landing.pid);
+  if (base::IsTargetExited(process.status())) return std::nullopt;
+  // The number now names a thread of somebody else, or a kernel thread: the landing is gone.
+  if (absl::IsInvalidArgument(process.status()) || absl::IsFailedPrecondition(process.status())) {
+    return std::nullopt;
+  }
+  if (!process.ok()) return process.status();
+  if (process->start_time_ticks() != landing.start_time_ticks) return std::nullopt;
+  return std::optional<kernel::ProcessHandle>(*std::move(process));
+}
+
+enum class LandingCondition { kDead, kHeld, kParked, kGoing };
+
+// kHeld: a tracer (a session that is dying) has not let go of it yet.
+absl::StatusOr<LandingCondition> ConditionOf(const kernel::ProcessHandle& process) {
+  const absl::StatusOr<kernel::StatusFields> status = kernel::ReadStatus(process);
+  if (base::IsTargetExited(status.status())) return LandingCondition::kDead;
+  if (!status.ok()) return status.status();
+  if (status->state == 'Z' || status->state == 'X') return LandingCondition::kDead;
+  if (status->tracer_pid != 0 || status->state == 't') return LandingCondition::kHeld;
+  // These cannot be blocked: pending means on the way to being dead, or stopped.
+  constexpr uint64_t kDecided = (uint64_t{1} << (SIGKILL - 1)) | (uint64_t{1} << (SIGSTOP - 1));
+  if (((status->pending_thread | status->pending_process) & kDecided) != 0) {
+    return LandingCondition::kHeld;
+  }
+  return status->state == 'T' ? LandingCondition::kParked : LandingCondition::kGoing;
+}
+
+Fate RunningAs(const FateRecord& record) {
+  return {Outcome::kRunning, record.landing.has_value() ? record.landing->pid : 0};
+}
+
+struct DirCloser {
+  void operator()(DIR* dir) const { ::closedir(dir); }
+};
+
+}  // namespace
+
+absl::StatusOr<LandingIdentity> LandingIdentity::Of(const kernel::ProcessHandle& landing) {
+  LandingIdentity identity;
+  identity.pid = landing.pid();
+  identity.start_time_ticks = landing.start_time_ticks();
+  PREDUMP_ASSIGN_OR_RETURN(identity.boot_id, ReadBootId());
+  PREDUMP_ASSIGN_OR_RETURN(identity.pid_namespace, OwnPidNamespace());
+  return identity;
+}
+
+std::string FateRecord::Serialize() const {
+  std::string text =
+      absl::StrCat(kFormatLine, "\nstate ", NameOf(state), "\nresumed ", resumed ? 1 : 0,
+                   "\nwritten ", absl::ToUnixSeconds(written), "\n");
+  if (landing.has_value()) {
+    absl::StrAppend(&text, "pid ", landing->pid, "\nstart ", landing->start_time_ticks, "\nboot ",
+                    landing->boot_id, "\npidns ", landing->pid_namespace, "\n");
+  }
+  return text;
+}
+
+absl::StatusOr<FateRecord> FateRecord::Parse(absl::string_view text) {
+  const absl::Status malformed = absl::DataLossError("this is not a fate record");
+  std::vector<absl::string_view> lines = absl::StrSplit(text, '\n', absl::SkipEmpty());
+  if (lines.empty() || lines.front() != kFormatLine) return malformed;
+  std::map<absl::string_view, absl::string_view> fields;
+  for (size_t i = 1; i < lines.size(); ++i) {
+    const std::pair<absl::string_view, absl::string_view> field =
+        absl::StrSplit(lines[i], absl::MaxSplits(' ', 1));
+    if (!fields.insert(field).second) return malformed;
+  }
+  FateRecord record;
+  bool known = false;
+  for (const auto& [state, name] : kStateNames) {
+    if (fields["state"] != name) continue;
+    record.state = state;
+    known = true;
+  }
+  int64_t written = 0;
+  if (!known || !absl::SimpleAtoi(fields["written"], &written)) return malformed;
+  record.written = absl::FromUnixSeconds(written);
+  record.resumed = fields["resumed"] == "1";
+  if (fields.contains("pid")) {
+    LandingIdentity landing;
+    landing.boot_id = std::string(fields["boot"]);
+    if (!absl::SimpleAtoi(fields["pid"], &landing.pid) || landing.pid <= 0 ||
+        !absl::SimpleAtoi(fields["start"], &landing.start_time_ticks) ||
+        !absl::SimpleAtoi(fields["pidns"], &landing.pid_namespace) || landing.boot_id.empty()) {
+      return malformed;
+    }
+    record.landing = std::move(landing);
+  }
+  const bool needs_landing =
+      record.state == FateState::kCommitted || record.state == FateState::kReleased;
+  if (needs_landing && !record.landing.has_value()) return malformed;
+  return record;
+}
+
+absl::StatusOr<FateStore> FateStore::Open(const std::string& state_directory) {
+  FateStore store(absl::StrCat(state_directory, "/target"));
+  PREDUMP_RETURN_IF_ERROR(base::MakePrivateDirectory(store.directory_));
+  PREDUMP_RETURN_IF_ERROR(store.Lock());
+  return store;
+}
+
+absl::StatusOr<base::UniqueFd> FateStore::Lock() const {
+  const std::string path = absl::StrCat(directory_, "/lock");
+  base::UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!fd.valid()) return base::ErrnoError(errno, "open ", path);
+  while (::flock(fd.get(), LOCK_EX) != 0) {
+    if (errno != EINTR) return base::ErrnoError(errno, "lock ", path);
+  }
+  return fd;
+}
+
+std::string FateStore::PathOf(absl::string_view session_id) const {
+  return absl::StrCat(directory_, "/", absl::BytesToHexString(session_id));
+}
+
+std::string FateStore::AlivePathOf(absl::string_view session_id) const {
+  return absl::StrCat(PathOf(session_id), kAliveSuffix);
+}
+
+absl::StatusOr<FateRecord> FateStore::Read(absl::string_view session_id) const {
+  const std::string path = PathOf(session_id);
+  PREDUMP_ASSIGN_OR_RETURN(const std::string text, base::ReadWholeFile(path));
+  absl::StatusOr<FateRecord> record = FateRecord::Parse(text);
+  if (!record.ok()) return base::Annotate(record.status(), path);
+  return record;
+}
+
+absl::Status FateStore::Write(absl::string_view session_id, FateRecord record) const {
+  record.written = absl::Now();
+  return base::WriteFileAtomically(PathOf(session_id), record.Serialize());
+}
+
+void FateStore::Remove(absl::string_view session_id) const {
+  ::unlink(PathOf(session_id).c_str());
+  ::unlink(AlivePathOf(session_id).c_str());
+}
+
+absl::StatusOr<bool> FateStore::SessionLives(absl::string_view session_id) const {
+  const std::string path = AlivePathOf(session_id);
+  base::UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid()) {
+    if (errno == ENOENT) return false;
+    return base::ErrnoError(errno, "open ", path);
+  }
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return false;
+  if (errno == EWOULDBLOCK) return true;
+  return base::ErrnoError(errno, "lock ", path);
+}
+
+absl::StatusOr<LiveSession> FateStore::BeginSession(absl::string_view session_id) {
+  PREDUMP_RETURN_IF_ERROR(CheckId(session_id));
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  const absl::StatusOr<FateRecord> record = Read(session_id);
+  if (record.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this session is ", NameOf(record->state), " here already"));
+  }
+  if (!absl::IsNotFound(record.status())) return record.status();
+  const std::string path = AlivePathOf(session_id);
+  base::UniqueFd alive(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!alive.valid()) return base::ErrnoError(errno, "open ", path);
+  if (::flock(alive.get(), LOCK_EX | LOCK_NB) != 0) return base::ErrnoError(errno, "lock ", path);
+  const absl::Status written = Write(session_id, FateRecord());
+  if (!written.ok()) {
+    Remove(session_id);
+    return written;
+  }
+  return LiveSession(std::string(session_id), std::move(alive));
+}
+
+absl::Status FateStore::Commit(const LiveSession& session, const LandingIdentity& landing) {
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  PREDUMP_ASSIGN_OR_RETURN(FateRecord record, Read(session.id()));
+  if (record.state != FateState::kPreparing) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this session was ", NameOf(record.state), " meanwhile"));
+  }
+  record.state = FateState::kCommitted;
+  record.landing = landing;
+  return Write(session.id(), std::move(record));
+}
+
+absl::Status FateStore::Release(const LiveSession& session) {
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  PREDUMP_ASSIGN_OR_RETURN(FateRecord record, Read(session.id()));
+  if (record.state != FateState::kCommitted) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("only a committed session is released; this one is ", NameOf(record.state)));
+  }
+  record.state = FateState::kReleased;
+  return Write(session.id(), std::move(record));
+}
+
+absl::Status FateStore::Resumed(const LiveSession& session) {
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  PREDUMP_ASSIGN_OR_RETURN(FateRecord record, Read(session.id()));
+  if (record.state != FateState::kReleased) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("only a released session resumes; this one is ", NameOf(record.state)));
+  }
+  record.resumed = true;
+  return Write(session.id(), std::move(record));
+}
+
+absl::Status FateStore::Destroy(const LiveSession& session) {
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  PREDUMP_ASSIGN_OR_RETURN(FateRecord record, Read(session.id()));
+  if (record.state == FateState::kDestroyed) return absl::OkStatus();
+  if (record.state != FateState::kPreparing) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("a ", NameOf(record.state), " session is not ours to destroy"));
+  }
+  record.state = FateState::kDestroyed;
+  return Write(session.id(), std::move(record));
+}
+
+absl::Status FateStore::Forget(const LiveSession& session) {
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  Remove(session.id());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Fate> FateStore::Decide(absl::string_view session_id) {
+  PREDUMP_RETURN_IF_ERROR(CheckId(session_id));
+  const transport::Deadline deadline = transport::Deadline::After(kSettleTimeout);
+  const transport::Deadline stop_deadline = transport::Deadline::After(kStopTimeout);
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const std::optional<Fate> fate,
+                             DecideNow(session_id, stop_deadline.passed()));
+    if (fate.has_value()) return *fate;
+    if (deadline.passed()) return Fate{Outcome::kPending, 0};
+    ::poll(nullptr, 0, kLookAgainMs);  // without the lock: other sessions go on
+  }
+}
+
+absl::StatusOr<std::optional<Fate>> FateStore::DecideNow(absl::string_view session_id,
+                                                         bool going_is_final) {
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  absl::StatusOr<FateRecord> record = Read(session_id);
+  if (absl::IsNotFound(record.status())) record = FateRecord();
+  if (!record.ok()) return record.status();
+  if (record->state == FateState::kDestroyed) return Fate{Outcome::kDestroyed, 0};
+  if (record->state == FateState::kReleased && record->resumed) return RunningAs(*record);
+  PREDUMP_ASSIGN_OR_RETURN(const bool lives, SessionLives(session_id));
+  if (lives) {
+    return record->state == FateState::kReleased ? RunningAs(*record) : Fate{Outcome::kPending, 0};
+  }
+  if (record->state == FateState::kPreparing) {
+    record->state = FateState::kDestroyed;
+    PREDUMP_RETURN_IF_ERROR(Write(session_id, *std::move(record)));
+    return Fate{Outcome::kDestroyed, 0};
+  }
+  return DecideCommitted(session_id, *std::move(record), going_is_final);
+}
+
+// Of a committed or released session whose process is dead.
+absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view session_id,
+                                                               FateRecord record,
+                                                               bool going_is_final) {
+  PREDUMP_ASSIGN_OR_RETURN(const std::optional<kernel::ProcessHandle> landing,
+                           FindLanding(*record.landing));
+  LandingCondition condition = LandingCondition::kDead;
+  if (landing.has_value()) {
+    PREDUMP_ASSIGN_OR_RETURN(condition, ConditionOf(*landing));
+  }
+  if (condition == LandingCondition::kHeld) return std::nullopt;
+  if (condition == LandingCondition::kGoing && !going_is_final) return std::nullopt;
+  const bool was_released = record.state == FateState::kReleased;
+  if (condition == LandingCondition::kDead) {
+    // Committed and dead: no instruction of it ever ran. Released: it may have run.
+    if (was_released) {
+      record.resumed = true;
+    } else {
+      record.state = FateState::kDestroyed;
+    }
+    PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
+    return was_released ? RunningAs(record) : Fate{Outcome::kDestroyed, 0};
+  }
+  // On record before it can run: whoever looks in between sees that it may.
+  record.state = FateState::kReleased;
+  PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
+  if (condition == LandingCondition::kParked) {
+    const absl::Status resumed = kernel::FrozenProcess::UnparkAndResume(*landing, kResumeTimeout);
+    // Not stopped any more: somebody's SIGCONT was quicker, and it goes on all the same.
+    if (!resumed.ok() && !absl::IsFailedPrecondition(resumed) && !base::IsTargetExited(resumed)) {
+      spdlog::error("process {} is committed but could not be resumed: {}", record.landing->pid,
+                    std::string(resumed.message()));
+      return RunningAs(record);
+    }
+  }
+  record.resumed = true;
+  PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
+  return RunningAs(record);
+}
+
+absl::Status FateStore::Settle(absl::Duration limit) {
+  const std::unique_ptr<DIR, DirCloser> dir(::opendir(directory_.c_str()));
+  if (dir == nullptr) return base::ErrnoError(errno, "opendir ", directory_);
+  std::vector<std::string> ids;
+  while (const dirent* entry = ::readdir(dir.get())) {
+    const std::string name = entry->d_name;
+    if (name.size() != 2 * kSessionIdBytes ||
+        name.find_first_not_of("0123456789abcdef") != std::string::npos) {
+      continue;
+    }
+    ids.push_back(absl::HexStringToBytes(name));
+  }
+  absl::Status first;
+  for (const std::string& id : ids) first.Update(SettleOne(id, limit));
+  return first;
+}
+
+absl::Status FateStore::SettleOne(const std::string& session_id, absl::Duration limit) {
+  const absl::StatusOr<FateRecord> before = Read(session_id);
+  if (absl::IsNotFound(before.status())) return absl::OkStatus();
+  if (!before.ok()) return before.status();
+  if (before->state == FateState::kCommitted ||
+      (before->state == FateState::kReleased && !before->resumed)) {
+    PREDUMP_RETURN_IF_ERROR(Decide(session_id));
+  }
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
+  const absl::StatusOr<FateRecord> record = Read(session_id);
+  if (!record.ok() || absl::Now() - record->written < limit) return absl::OkStatus();
+  PREDUMP_ASSIGN_OR_RETURN(const bool lives, SessionLives(session_id));
+  if (lives || record->state == FateState::kCommitted) return absl::OkStatus();
+  if (record->state == FateState::kReleased) {
+    PREDUMP_ASSIGN_OR_RETURN(const std::optional<kernel::ProcessHandle> landing,
+                             FindLanding(*record->landing));
+    if (landing.has_value()) return absl::OkStatus();
+  }
+  Remove(session_id);
+  return absl::OkStatus();
+}
+
+}  // namespace predump::pageserver

@@ -1,0 +1,381 @@
+#include "src/pageserver/server.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "spdlog/spdlog.h"
+#include "src/base/errors.h"
+#include "src/pageserver/descriptor_passing.h"
+#include "src/pageserver/fate_store.h"
+#include "src/pageserver/half_open.h"
+#include "src/pageserver/session.h"
+#include "src/transport/data_format.h"
+
+namespace predump::pageserver {
+namespace {
+
+using transport::Deadline;
+
+// How long sessions may take to end once the server was told to; then they are killed, which
+// before Commit ends the landing, and after it leaves a record that the next server settles.
+constexpr absl::Duration kEndTimeout = absl::Seconds(10);
+// Out of descriptors: a connection may wait until others have gone.
+constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
+
+std::string Text(const absl::Status& status) { return std::string(status.message()); }
+
+absl::StatusOr<std::string> NewToken() {
+  std::string token(transport::kTokenBytes, '\0');
+  if (::getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size())) {
+    return base::ErrnoError(errno, "getrandom");
+  }
+  return token;
+}
+
+// Compares in a time that does not depend on how much is right.
+bool SameToken(absl::string_view a, absl::string_view b) {
+  if (a.size() != b.size()) return false;
+  unsigned difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b[i]);
+  }
+  return difference == 0;
+}
+
+// Blocks signals for as long as it lives and gives them out through a descriptor.
+class SignalDescriptor {
+ public:
+  static absl::StatusOr<SignalDescriptor> Create() {
+    SignalDescriptor result;
+    sigset_t set;
+    ::sigemptyset(&set);
+    for (const int signal_number : {SIGTERM, SIGINT, SIGCHLD}) ::sigaddset(&set, signal_number);
+    if (::sigprocmask(SIG_BLOCK, &set, &result.before_) != 0) {
+      return base::ErrnoError(errno, "sigprocmask");
+    }
+    result.blocked_ = true;
+    result.fd_ = base::UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+    if (!result.fd_.valid()) return base::ErrnoError(errno, "signalfd");
+    return result;
+  }
+  SignalDescriptor(SignalDescriptor&& other) noexcept
+      : before_(other.before_),
+        blocked_(std::exchange(other.blocked_, false)),
+        fd_(std::move(other.fd_)) {}
+  SignalDescriptor(const SignalDescriptor&) = delete;
+  SignalDescriptor& operator=(const SignalDescriptor&) = delete;
+  ~SignalDescriptor() {
+    if (blocked_) ::sigprocmask(SIG_SETMASK, &before_, nullptr);
+  }
+
+  int fd() const { return fd_.get(); }
+
+  // Whether the program was asked to end. SIGCHLD only wakes the caller.
+  bool Drain() {
+    bool end = false;
+    signalfd_siginfo info;
+    while (::read(fd_.get(), &info, sizeof info) == sizeof info) {
+      end = end || info.ssi_signo != SIGCHLD;
+    }
+    return end;
+  }
+
+ private:
+  SignalDescriptor() = default;
+  sigset_t before_ = {};
+  bool blocked_ = false;
+  base::UniqueFd fd_;
+};
+
+struct SessionProcess {
+  pid_t pid = 0;
+  base::UniqueFd channel;
+  std::string token;
+  bool is_settler = false;  // finishes what a killed session left; not a session itself
+};
+
+class Server {
+ public:
+  Server(const ServerOptions& options, transport::Listener listener, SignalDescriptor signals,
+         FateStore store)
+      : options_(options),
+        listener_(std::move(listener)),
+        signals_(std::move(signals)),
+        store_(std::move(store)) {}
+
+  absl::StatusOr<int> Serve() {
+    while (!ending_) {
+      PREDUMP_RETURN_IF_ERROR(WaitForEvent());
+      if (signals_.Drain()) ending_ = true;
+      Reap();
+      if (!ending_ && accepting()) AcceptAll();
+      AdvanceHalfOpen();
+    }
+    listener_.fd = base::UniqueFd();
+    half_open_.clear();
+    EndSessions();
+    return once_result_.value_or(options_.once ? kSessionFailed : kSessionSucceeded);
+  }
+
+ private:
+  bool accepting() const { return !accept_pause_.has_value() || accept_pause_->passed(); }
+
+  absl::Status WaitForEvent() {
+    std::vector<pollfd> watched = {{signals_.fd(), POLLIN, 0}};
+    Deadline deadline = Deadline::Never();
+    if (accepting()) {
+      accept_pause_.reset();
+      watched.push_back({listener_.fd.get(), POLLIN, 0});
+    } else {
+      deadline = *accept_pause_;
+    }
+    for (const HalfOpen& connection : half_open_) {
+      watched.push_back({connection.fd(), POLLIN, 0});
+      deadline = Deadline::Earlier(deadline, connection.deadline());
+    }
+    timespec timeout = {};
+    if (!deadline.never()) timeout = absl::ToTimespec(deadline.Remaining());
+    if (::ppoll(watched.data(), watched.size(), deadline.never() ? nullptr : &timeout, nullptr) <
+            0 &&
+        errno != EINTR) {
+      return base::ErrnoError(errno, "ppoll");
+    }
+    return absl::OkStatus();
+  }
+
+  void AcceptAll() {
+    for (;;) {
+      absl::StatusOr<transport::AcceptedConnection> accepted =
+          transport::Accept(listener_.fd.get());
+      if (absl::IsUnavailable(accepted.status())) return;
+      if (!accepted.ok()) {
+        spdlog::warn("{}", Text(accepted.status()));
+        accept_pause_ = Deadline::After(kAcceptPause);
+        return;
+      }
+      const std::string peer = accepted->peer.ToString();
+      const absl::Status tuned = transport::ApplyOptions(accepted->fd.get(), options_.socket);
+      if (!tuned.ok()) {
+        spdlog::warn("connection from {}: {}", peer, Text(tuned));
+        continue;
+      }
+      if (half_open_.size() >= options_.max_half_open) {
+        spdlog::warn("connection from {}: closed, too many connections say nothing",
+                     half_open_.front().peer());
+        half_open_.erase(half_open_.begin());
+      }
+      half_open_.emplace_back(std::move(accepted->fd), peer,
+                              Deadline::After(options_.hello_timeout));
+    }
+  }
+
+  void AdvanceHalfOpen() {
+    std::vector<HalfOpen> waiting;
+    std::vector<HalfOpen> connections = std::exchange(half_open_, {});
+    for (HalfOpen& connection : connections) {
+      const absl::StatusOr<HalfOpen::Kind> kind = connection.Advance();
+      if (!kind.ok()) {
+        spdlog::warn("connection from {}: closed, {}", connection.peer(), Text(kind.status()));
+        continue;
+      }
+      switch (*kind) {
+        case HalfOpen::Kind::kUndecided:
+          waiting.push_back(std::move(connection));
+          break;
+        case HalfOpen::Kind::kControl:
+          StartSession(connection.TakeSocket(), connection.peer(), waiting, connections);
+          break;
+        case HalfOpen::Kind::kData:
+          PassToSession(connection);
+          break;
+      }
+    }
+    half_open_ = std::move(waiting);
+  }
+
+  void PassToSession(HalfOpen& connection) {
+    const std::string token = connection.token();
+    for (const SessionProcess& session : sessions_) {
+      if (session.is_settler || !SameToken(session.token, token)) continue;
+      const base::UniqueFd socket = connection.TakeSocket();
+      // The landing reads with plain blocking calls.
+      absl::Status status = transport::SetBlocking(socket.get(), true);
+      if (status.ok()) status = SendDescriptor(session.channel.get(), socket.get());
+      if (!status.ok()) spdlog::warn("connection from {}: {}", connection.peer(), Text(status));
+      return;
+    }
+    spdlog::warn("connection from {}: closed, it belongs to no session here", connection.peer());
+  }
+
+  void StartSession(base::UniqueFd control, std::string peer, std::vector<HalfOpen>& others,
+                    std::vector<HalfOpen>& more) {
+    const auto running = static_cast<size_t>(std::count_if(
+        sessions_.begin(), sessions_.end(), [](const auto& s) { return !s.is_settler; }));
+    if (running >= options_.max_sessions) {
+      spdlog::warn("connection from {}: closed, {} sessions are at work already", peer, running);
+      return;
+    }
+    absl::StatusOr<std::string> token = NewToken();
+    auto channel = MakeDescriptorChannel();
+    if (!token.ok() || !channel.ok()) {
+      spdlog::error("session from {}: {}", peer,
+                    Text(token.ok() ? channel.status() : token.status()));
+      return;
+    }
+    const pid_t pid = ::fork();
+    if (pid < 0) {
+      spdlog::error("session from {}: {}", peer, Text(base::ErrnoError(errno, "fork")));
+      return;
+    }
+    if (pid == 0) {
+      others.clear();
+      more.clear();
+      DropInherited();
+      SessionArguments arguments{std::move(control), std::move(channel->second), *std::move(token),
+                                 peer};
+      channel->first = base::UniqueFd();
+      Leave(RunSession(options_, std::move(arguments)));
+    }
+    sessions_.push_back({pid, std::move(channel->first), *std::move(token), false});
+  }
+
+  // A session that was killed may have left a process between commit and resumption: its source
+  // waits. A process of its own does it, because it traces and may wait.
+  void StartSettler() {
+    const pid_t pid = ::fork();
+    if (pid < 0) {
+      spdlog::error("settle what a session left: {}", Text(base::ErrnoError(errno, "fork")));
+      return;
+    }
+    if (pid == 0) {
+      DropInherited();
+      const absl::Status settled = store_.Settle(options_.record_limit);
+      if (!settled.ok()) spdlog::error("settle what a session left: {}", Text(settled));
+      Leave(settled.ok() ? 0 : 1);
+    }
+    sessions_.push_back({pid, base::UniqueFd(), "", true});
+  }
+
+  // In a new child: what belongs to the listener and to other sessions.
+  void DropInherited() {
+    listener_.fd = base::UniqueFd();
+    half_open_.clear();
+    sessions_.clear();
+    // SIGTERM and SIGINT are the listener's to hear (a terminal sends them to all of us); a session
+    // is told by the end of its channel.
+    sigset_t children;
+    ::sigemptyset(&children);
+    ::sigaddset(&children, SIGCHLD);
+    ::sigprocmask(SIG_UNBLOCK, &children, nullptr);
+  }
+
+  // Ends a child without running what the parent has registered for its own end.
+  [[noreturn]] static void Leave(int status) {
+    spdlog::default_logger()->flush();
+    ::_exit(status);
+  }
+
+  void Reap() {
+    // By pid: the program may have children that are not ours.
+    std::vector<SessionProcess> living;
+    bool crashed = false;
+    for (SessionProcess& session : sessions_) {
+      int status = 0;
+      pid_t reaped;
+      do {
+        reaped = ::waitpid(session.pid, &status, WNOHANG);
+      } while (reaped < 0 && errno == EINTR);
+      if (reaped == 0) {
+        living.push_back(std::move(session));
+        continue;
+      }
+      if (session.is_settler) continue;
+      const bool exited = reaped == session.pid && WIFEXITED(status);
+      if (!exited) {
+        spdlog::error("session process {} was killed (signal {})", session.pid,
+                      WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+        crashed = true;
+      }
+      const int result = exited ? WEXITSTATUS(status) : kSessionFailed;
+      if (options_.once && result != kSessionNone && !once_result_.has_value()) {
+        once_result_ = result;
+        ending_ = true;
+      }
+    }
+    sessions_ = std::move(living);
+    if (crashed) StartSettler();
+  }
+
+  void EndSessions() {
+    // The end of its channel tells a session.
+    for (SessionProcess& session : sessions_) session.channel = base::UniqueFd();
+    const Deadline deadline = Deadline::After(kEndTimeout);
+    while (!sessions_.empty() && !deadline.passed()) {
+      const absl::StatusOr<transport::WaitResult> woken =
+          transport::WaitFor(signals_.fd(), POLLIN, deadline);
+      if (!woken.ok()) break;
+      signals_.Drain();
+      Reap();
+    }
+    for (const SessionProcess& session : sessions_) {
+      spdlog::error("session process {} does not end and is killed", session.pid);
+      ::kill(session.pid, SIGKILL);
+      while (::waitpid(session.pid, nullptr, 0) < 0 && errno == EINTR) {
+      }
+    }
+    sessions_.clear();
+  }
+
+  const ServerOptions& options_;
+  transport::Listener listener_;
+  SignalDescriptor signals_;
+  FateStore store_;
+  std::vector<HalfOpen> half_open_;
+  std::vector<SessionProcess> sessions_;
+  std::optional<Deadline> accept_pause_;
+  std::optional<int> once_result_;
+  bool ending_ = false;
+};
+
+absl::Status CheckListenAddress(const ServerOptions& options) {
+  if (options.insecure_no_auth) return absl::OkStatus();
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<transport::SocketAddress> addresses,
+                           options.listen.Resolve());
+  if (addresses.front().IsLoopback()) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat(
+      "refusing to listen on ", options.listen.ToString(),
+      ": whoever can connect there could run any program here as this user. Listen on a loopback "
+      "address (and tunnel to it), or say --insecure-no-auth on a network you trust"));
+}
+
+}  // namespace
+
+absl::StatusOr<int> RunServer(const ServerOptions& options,
+                              const std::function<void(const std::string& address)>& on_ready) {
+  PREDUMP_RETURN_IF_ERROR(CheckListenAddress(options));
+  PREDUMP_ASSIGN_OR_RETURN(FateStore store, FateStore::Open(options.state_directory));
+  PREDUMP_ASSIGN_OR_RETURN(SignalDescriptor signals, SignalDescriptor::Create());
+  PREDUMP_ASSIGN_OR_RETURN(transport::Listener listener, transport::Listen(options.listen));
+  // What a server before this one left unfinished. A record that cannot be settled now is no reason
+  // not to serve: it is settled when somebody asks.
+  const absl::Status settled = store.Settle(options.record_limit);
+  if (!settled.ok()) spdlog::warn("records of earlier sessions: {}", Text(settled));
+  const std::string address = listener.address.ToString();
+  Server server(options, std::move(listener), std::move(signals), std::move(store));
+  on_ready(address);
+  return server.Serve();
+}
+
+}  // namespace predump::pageserver

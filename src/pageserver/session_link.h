@@ -1,0 +1,70 @@
+// What one session hears: its source on the control connection, and its listener.
+//
+// Answers pings by itself and keeps a data connection until it is asked for. Thread rule: one
+// thread.
+#ifndef PREDUMP_PAGESERVER_SESSION_LINK_H_
+#define PREDUMP_PAGESERVER_SESSION_LINK_H_
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "proto/session.pb.h"
+#include "src/base/unique_fd.h"
+#include "src/transport/control_channel.h"
+#include "src/transport/deadline.h"
+
+namespace predump::pageserver {
+
+class SessionLink {
+ public:
+  static absl::StatusOr<SessionLink> Create(transport::ControlChannel control,
+                                            base::UniqueFd listener, absl::Duration send_timeout);
+
+  transport::ControlChannel& control() { return control_; }
+
+  // Readable when Poll may have something to take.
+  int events_fd() const { return events_.get(); }
+
+  // The next message from the source, if one has arrived; never waits. Errors: Unavailable the
+  // source is gone; Cancelled it cancelled, or the server ends; DataLoss it broke the protocol.
+  absl::StatusOr<std::optional<transport::ControlFrame>> Poll();
+
+  // Waits for the next message. Errors: as Poll; DeadlineExceeded.
+  absl::StatusOr<transport::ControlFrame> Next(transport::Deadline deadline);
+
+  // The data connection, once it has come.
+  std::optional<base::UniqueFd> TakeDataConnection() { return std::exchange(data_, std::nullopt); }
+
+  absl::Status Send(proto::ControlType type, const google::protobuf::MessageLite& message);
+
+  // Tells the source why it is over, once; where the source cannot be told it finds out by itself.
+  void SendFailed(absl::string_view reason, const std::vector<proto::Blocker>& blockers = {});
+
+ private:
+  SessionLink(transport::ControlChannel control, base::UniqueFd listener, base::UniqueFd events,
+              absl::Duration send_timeout)
+      : control_(std::move(control)),
+        listener_(std::move(listener)),
+        events_(std::move(events)),
+        send_timeout_(send_timeout) {}
+
+  absl::Status PollListener();
+  absl::Status AnswerPing(const transport::ControlFrame& frame);
+
+  transport::ControlChannel control_;
+  base::UniqueFd listener_;
+  base::UniqueFd events_;  // an epoll descriptor over both
+  absl::Duration send_timeout_;
+  std::optional<base::UniqueFd> data_;
+  bool failed_sent_ = false;
+};
+
+}  // namespace predump::pageserver
+
+#endif  // PREDUMP_PAGESERVER_SESSION_LINK_H_
