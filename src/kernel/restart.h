@@ -24,7 +24,7 @@ struct RestartContext {
   // An unblocked signal waits for this thread: calls that report EINTR shall report it.
   bool unblocked_signal_pending = false;
   // How much of the call's relative timeout is left, where known.
-  std::optional<absl::Duration> remaining;
+  std::optional<absl::Duration> remaining = std::nullopt;
 };
 
 struct RestartPlan {

@@ -28,7 +28,7 @@ struct SetupRequest {
   base::ByteCount pipe_capacity{1 << 20};
   // Whether the process is a child subreaper, where known (BPF): a helper would become its child,
   // so it gets none. Unset: asked for by one more remote call.
-  std::optional<bool> is_subreaper;
+  std::optional<bool> is_subreaper = std::nullopt;
   // How long a thread may take to stop before another outcome is reported.
   absl::Duration timeout = absl::Seconds(2);
 };

@@ -44,7 +44,7 @@ struct WaitOptions {
   // __WALL: also children made by clone(2) without SIGCHLD, as tracees are.
   bool all_kinds = true;
   // Unset: for ever. Zero: look once. Past it: DeadlineExceeded.
-  std::optional<absl::Duration> timeout;
+  std::optional<absl::Duration> timeout = std::nullopt;
 };
 
 // Waits for the next event of a child or tracee.
