@@ -40,7 +40,7 @@ absl::StatusOr<FetchResult> HelperSource::Fetch(std::span<const Extent> wanted) 
     return result;
   }
   PREDUMP_ASSIGN_OR_RETURN(const UnreadablePages::Result page,
-                           unreadable_.Read(first.front(), buffer_.bytes()));
+                           unreadable_.Read(wanted.front(), buffer_.bytes()));
   AppendExtent(result.fetched, page.read);
   AppendExtent(result.vanished, page.vanished);
   result.consumed = page.read.pages() + page.vanished.pages();

@@ -32,7 +32,7 @@ class PageSource {
 
   virtual absl::string_view name() const = 0;
 
-  // Most pages one Fetch takes.
+  // Most pages one Fetch takes bytes of; more may be found to have vanished.
   virtual base::PageCount max_pages() const = 0;
 
   // Takes pages from the start of `wanted`. Precondition: what was fetched before has been pushed.

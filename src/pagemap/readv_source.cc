@@ -64,11 +64,18 @@ absl::StatusOr<FetchResult> ReadvSource::Fetch(std::span<const Extent> wanted) {
     filled += got;
     if (first == left.size()) break;
 
-    PREDUMP_ASSIGN_OR_RETURN(
-        const UnreadablePages::Result rest,
-        unreadable_.Read(left[first], buffer_.bytes().subspan(filled.value())));
+    // The whole extent, beyond what fits into the buffer: gigabytes may have vanished at once.
+    const Extent extent =
+        AddressRange::FromOrdered(left[first].start().value(), wanted[first].end().value());
+    PREDUMP_ASSIGN_OR_RETURN(const UnreadablePages::Result rest,
+                             unreadable_.Read(extent, buffer_.bytes().subspan(filled.value())));
     MoveFront(left, first, rest.read.size(), result.fetched);
-    MoveFront(left, first, rest.vanished.size(), result.vanished);
+    if (!rest.vanished.empty()) {
+      AppendExtent(result.vanished, rest.vanished);
+      left[first] = AddressRange::FromOrdered(
+          std::min(left[first].end(), rest.vanished.end()).value(), left[first].end().value());
+      if (left[first].empty()) ++first;
+    }
     result.consumed += rest.read.pages() + rest.vanished.pages();
     filled += rest.read.size();
   }

@@ -67,7 +67,10 @@ std::string WhyNameUnsupported(const kernel::MapsEntry& entry) {
     return "hugetlb memory";
   }
   if (IsDevicePath(path)) return absl::StrCat("device ", path);
-  if (entry.deleted && absl::StartsWith(path, "/SYSV")) return "System V shared memory";
+  // The inode of a segment is its id, which may be 0: then maps looks as if there were no file.
+  if ((entry.deleted || !entry.IsFile()) && absl::StartsWith(path, "/SYSV")) {
+    return "System V shared memory";
+  }
   if (entry.deleted && absl::StartsWith(path, "/memfd:")) return "memory file (memfd_create)";
   if (entry.shared && (path == "/dev/zero" || absl::StartsWith(path, "[anon_shmem:"))) {
     return "shared anonymous memory";

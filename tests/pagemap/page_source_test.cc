@@ -1,0 +1,317 @@
+// What every page source promises, run over each of them.
+#include "src/pagemap/page_source.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "src/base/errors.h"
+#include "src/kernel/process_memory.h"
+#include "src/pagemap/readv_source.h"
+#include "tests/pagemap/memory_actor.h"
+#include "tests/pagemap/sources.h"
+
+namespace predump::pagemap {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kBase = 0x700000000000;
+constexpr uint64_t kMiB = 1 << 20;
+
+Extent Range(uint64_t start, uint64_t bytes) {
+  return base::AddressRange::FromOrdered(start, start + bytes);
+}
+
+// All that was fetched and pushed, in order.
+struct Taken {
+  std::vector<Extent> fetched;
+  std::vector<Extent> vanished;
+  std::vector<std::byte> bytes;
+};
+
+class PageSourceTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    ::signal(SIGPIPE, SIG_IGN);
+    source_ = MakeSource(GetParam(), actor_);
+    ASSERT_NE(source_, nullptr);
+  }
+  void TearDown() override {
+    if (source_ == nullptr) return;
+    EXPECT_TRUE(source_->Finish().ok());
+  }
+
+  // Fetches all of `wanted`, pushing to `out`.
+  Taken TakeAll(std::vector<Extent> wanted, int out) {
+    Taken taken;
+    while (!wanted.empty()) {
+      auto result = source_->Fetch(wanted);
+      EXPECT_TRUE(result.ok()) << result.status();
+      if (!result.ok() || result->consumed == base::PageCount(0)) {
+        ADD_FAILURE() << "no progress";
+        break;
+      }
+      uint64_t pages = 0;
+      for (const Extent& e : result->fetched) pages += e.pages().value();
+      EXPECT_LE(pages, source_->max_pages().value());
+      for (const Extent& e : result->vanished) pages += e.pages().value();
+      EXPECT_EQ(pages, result->consumed.value());
+      taken.fetched.insert(taken.fetched.end(), result->fetched.begin(), result->fetched.end());
+      taken.vanished.insert(taken.vanished.end(), result->vanished.begin(), result->vanished.end());
+      const absl::Status pushed = source_->PushTo(out);
+      EXPECT_TRUE(pushed.ok()) << pushed;
+      for (uint64_t left = result->consumed.value() * kPage; left > 0;) {
+        const uint64_t part = std::min(left, wanted.front().size().value());
+        wanted.front() =
+            Range(wanted.front().start().value() + part, wanted.front().size().value() - part);
+        if (wanted.front().empty()) wanted.erase(wanted.begin());
+        left -= part;
+      }
+    }
+    return taken;
+  }
+
+  // The same into a descriptor pair whose other end a thread reads.
+  Taken TakeThrough(std::vector<Extent> wanted, int in, base::UniqueFd out) {
+    std::vector<std::byte> bytes;
+    std::thread reader([&] {
+      std::vector<std::byte> chunk(1 << 16);
+      ssize_t n = 0;
+      while ((n = ::read(in, chunk.data(), chunk.size())) > 0) {
+        bytes.insert(bytes.end(), chunk.begin(), chunk.begin() + n);
+      }
+    });
+    Taken taken = TakeAll(std::move(wanted), out.get());
+    out = base::UniqueFd();
+    reader.join();
+    taken.bytes = std::move(bytes);
+    return taken;
+  }
+  Taken TakeThroughPipe(std::vector<Extent> wanted) {
+    int ends[2];
+    EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const base::UniqueFd in(ends[0]);
+    return TakeThrough(std::move(wanted), in.get(), base::UniqueFd(ends[1]));
+  }
+
+  std::vector<std::byte> Memory(const std::vector<Extent>& extents) {
+    const auto memory = kernel::ProcessMemory::Open(actor_.process(), O_RDONLY);
+    EXPECT_TRUE(memory.ok());
+    std::vector<std::byte> all;
+    for (const Extent& extent : extents) {
+      std::vector<std::byte> bytes(extent.size().value());
+      EXPECT_TRUE(memory->ReadExactly(extent.start(), bytes).ok());
+      all.insert(all.end(), bytes.begin(), bytes.end());
+    }
+    return all;
+  }
+
+  MemoryActor actor_;
+  std::unique_ptr<PageSource> source_;
+};
+
+TEST_P(PageSourceTest, IsByteExactThroughAPipe) {
+  actor_.Map(kBase, 4 * kMiB);
+  actor_.Write(kBase, 4 * kMiB, 7);
+  const std::vector<Extent> wanted = {Range(kBase, kPage), Range(kBase + 5 * kPage, 3 * kPage),
+                                      Range(kBase + kMiB, 3 * kMiB)};
+  const Taken taken = TakeThroughPipe(wanted);
+  EXPECT_EQ(taken.bytes, Memory(wanted));
+  EXPECT_THAT(taken.vanished, IsEmpty());
+}
+
+TEST_P(PageSourceTest, IsByteExactThroughASocket) {
+  actor_.Map(kBase, 4 * kMiB);
+  actor_.Write(kBase, 4 * kMiB, 7);
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  const base::UniqueFd in(ends[0]);
+  const Taken taken = TakeThrough({Range(kBase, 4 * kMiB)}, in.get(), base::UniqueFd(ends[1]));
+  EXPECT_EQ(taken.bytes, Memory({Range(kBase, 4 * kMiB)}));
+}
+
+TEST_P(PageSourceTest, IsByteExactThroughASocketThatDoesNotBlock) {
+  actor_.Map(kBase, 2 * kMiB);
+  actor_.Write(kBase, 2 * kMiB, 7);
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+  ASSERT_EQ(::fcntl(ends[1], F_SETFL, O_NONBLOCK), 0);
+  const base::UniqueFd in(ends[0]);
+  const Taken taken = TakeThrough({Range(kBase, 2 * kMiB)}, in.get(), base::UniqueFd(ends[1]));
+  EXPECT_EQ(taken.bytes, Memory({Range(kBase, 2 * kMiB)}));
+}
+
+TEST_P(PageSourceTest, IsByteExactThroughAFile) {
+  actor_.Map(kBase, 3 * kMiB);
+  actor_.Write(kBase, 3 * kMiB, 9);
+  const base::UniqueFd file(::memfd_create("pages", MFD_CLOEXEC));
+  TakeAll({Range(kBase, 3 * kMiB)}, file.get());
+  std::vector<std::byte> bytes(3 * kMiB);
+  ASSERT_EQ(::pread(file.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(3 * kMiB));
+  EXPECT_EQ(bytes, Memory({Range(kBase, 3 * kMiB)}));
+}
+
+TEST_P(PageSourceTest, TakesManySmallExtentsInOrder) {
+  actor_.Map(kBase, 8 * kMiB);
+  actor_.Write(kBase, 8 * kMiB, 3);
+  std::vector<Extent> wanted;
+  for (uint64_t i = 0; i < 1000; ++i) wanted.push_back(Range(kBase + 2 * i * kPage, kPage));
+  const Taken taken = TakeThroughPipe(wanted);
+  EXPECT_EQ(taken.fetched, wanted);
+  EXPECT_EQ(taken.bytes, Memory(wanted));
+}
+
+// DESIGN 12.5.
+TEST_P(PageSourceTest, MemoryWithoutReadPermissionIsReadAllTheSame) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 5);
+  actor_.Protect(kBase + 10 * kPage, 4 * kPage, PROT_NONE);
+  actor_.Protect(kBase + 30 * kPage, 1 * kPage, PROT_NONE);
+  const Taken taken = TakeThroughPipe({Range(kBase, 64 * kPage)});
+  EXPECT_THAT(taken.vanished, IsEmpty());
+  EXPECT_EQ(taken.bytes, Memory({Range(kBase, 64 * kPage)}));
+}
+
+TEST_P(PageSourceTest, VanishedPagesAreReportedAndTheRestIsExact) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 5);
+  actor_.Unmap(kBase, 2 * kPage);
+  actor_.Unmap(kBase + 20 * kPage, 5 * kPage);
+  actor_.Unmap(kBase + 60 * kPage, 4 * kPage);
+  const Taken taken =
+      TakeThroughPipe({Range(kBase, 30 * kPage), Range(kBase + 40 * kPage, 24 * kPage)});
+  EXPECT_THAT(taken.vanished,
+              ElementsAre(Range(kBase, 2 * kPage), Range(kBase + 20 * kPage, 5 * kPage),
+                          Range(kBase + 60 * kPage, 4 * kPage)));
+  EXPECT_EQ(taken.bytes,
+            Memory({Range(kBase + 2 * kPage, 18 * kPage), Range(kBase + 25 * kPage, 5 * kPage),
+                    Range(kBase + 40 * kPage, 20 * kPage)}));
+}
+
+TEST_P(PageSourceTest, SkipsAGibibyteThatVanishedWithoutLookingAtEachPage) {
+  const uint64_t vanished = 1ull << 30;
+  std::vector<Extent> wanted = {Range(kBase, vanished)};
+  size_t fetches = 0;
+  while (!wanted[0].empty()) {
+    const auto result = source_->Fetch(wanted);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_GT(result->consumed.value(), 0u);
+    EXPECT_THAT(result->fetched, IsEmpty());
+    const uint64_t bytes = result->consumed.value() * kPage;
+    wanted[0] = Range(wanted[0].start().value() + bytes, wanted[0].size().value() - bytes);
+    ++fetches;
+  }
+  EXPECT_EQ(fetches, 1u);
+}
+
+TEST_P(PageSourceTest, AnExitedProcessIsReportedAsSuch) {
+  actor_.Map(kBase, 4 * kPage);
+  actor_.Write(kBase, 4 * kPage, 1);
+  actor_.Kill();
+  const std::vector<Extent> wanted = {Range(kBase, 4 * kPage)};
+  EXPECT_TRUE(base::IsTargetExited(source_->Fetch(wanted).status()));
+}
+
+TEST_P(PageSourceTest, FetchingTwiceWithoutPushingIsRefused) {
+  actor_.Map(kBase, 4 * kPage);
+  actor_.Write(kBase, 4 * kPage, 1);
+  const std::vector<Extent> wanted = {Range(kBase, 4 * kPage)};
+  ASSERT_TRUE(source_->Fetch(wanted).ok());
+  EXPECT_EQ(source_->Fetch(wanted).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_P(PageSourceTest, AClosedPeerIsAnError) {
+  actor_.Map(kBase, 4 * kPage);
+  actor_.Write(kBase, 4 * kPage, 1);
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const base::UniqueFd out(ends[1]);
+  ::close(ends[0]);
+  const std::vector<Extent> wanted = {Range(kBase, 4 * kPage)};
+  ASSERT_TRUE(source_->Fetch(wanted).ok());
+  EXPECT_EQ(source_->PushTo(out.get()).code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_P(PageSourceTest, NothingWantedIsNothingFetched) {
+  const auto result = source_->Fetch({});
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->consumed.value(), 0u);
+}
+
+TEST_P(PageSourceTest, FinishMayBeCalledTwice) {
+  EXPECT_TRUE(source_->Finish().ok());
+  EXPECT_TRUE(source_->Finish().ok());
+  actor_.Map(kBase, kPage);  // the process lives on
+}
+
+INSTANTIATE_TEST_SUITE_P(Sources, PageSourceTest, testing::Values("readv", "helper"),
+                         [](const auto& param_info) { return param_info.param; });
+
+class ReadvSourceTest : public testing::Test {
+ protected:
+  MemoryActor actor_;
+};
+
+// DESIGN 6: what was pushed stays in the pipe or socket, unread, while the buffer is refilled.
+TEST_F(ReadvSourceTest, RefillingTheBufferDoesNotChangeWhatWasPushed) {
+  actor_.Map(kBase, 32 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  actor_.Write(kBase + 16 * kPage, 16 * kPage, 2);
+  auto source = ReadvSource::Create(actor_.process(), {.buffer = base::ByteCount(64 << 10)});
+  ASSERT_TRUE(source.ok());
+  for (const bool socket : {false, true}) {
+    int ends[2];
+    if (socket) {
+      ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    } else {
+      ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+      std::swap(ends[0], ends[1]);
+    }
+    const base::UniqueFd out(ends[0]);
+    const base::UniqueFd in(ends[1]);
+    const std::vector<Extent> first = {Range(kBase, 16 * kPage)};
+    const std::vector<Extent> second = {Range(kBase + 16 * kPage, 16 * kPage)};
+    ASSERT_TRUE((*source)->Fetch(first).ok());
+    ASSERT_TRUE((*source)->PushTo(out.get()).ok());
+    ASSERT_TRUE((*source)->Fetch(second).ok());  // refills the buffer
+    std::vector<uint64_t> got(16 * kPage / sizeof(uint64_t));
+    size_t bytes = 0;
+    while (bytes < 16 * kPage) {
+      const ssize_t n =
+          ::read(in.get(), reinterpret_cast<char*>(got.data()) + bytes, 16 * kPage - bytes);
+      ASSERT_GT(n, 0);
+      bytes += static_cast<size_t>(n);
+    }
+    for (size_t page = 0; page < 16; ++page) EXPECT_EQ(got[page * 512 + 511], 1u) << page;
+    const base::UniqueFd null(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    ASSERT_TRUE((*source)->PushTo(null.get()).ok());
+  }
+}
+
+TEST_F(ReadvSourceTest, BufferSizesOutOfBoundsAreRefused) {
+  for (const uint64_t bytes : {uint64_t{4096}, 8 * kMiB, 100 * kPage + 1}) {
+    EXPECT_EQ(
+        ReadvSource::Create(actor_.process(), {.buffer = base::ByteCount(bytes)}).status().code(),
+        absl::StatusCode::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace predump::pagemap

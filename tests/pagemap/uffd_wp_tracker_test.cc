@@ -1,0 +1,557 @@
+// Each test stands on one rule of DESIGN 5 or one fact of DESIGN 12, and fails without its remedy.
+#include "src/pagemap/uffd_wp_tracker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "src/base/errors.h"
+#include "src/kernel/pagemap_scan.h"
+#include "src/pagemap/readv_source.h"
+#include "tests/pagemap/memory_actor.h"
+#include "tests/pagemap/mirror.h"
+#include "tests/support/temp_dir.h"
+
+namespace predump::pagemap {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kBase = 0x700000000000;
+constexpr uint64_t kElsewhere = 0x710000000000;
+constexpr uint64_t kMiB = 1 << 20;
+
+base::AddressRange Range(uint64_t start, uint64_t bytes) {
+  return base::AddressRange::FromOrdered(start, start + bytes);
+}
+
+uint64_t PagesIn(const ExtentSet& set, base::AddressRange range) {
+  ExtentSet other;
+  other.Add(range);
+  return set.Intersection(other).pages().value();
+}
+
+class UffdWpTrackerTest : public testing::Test {
+ protected:
+  void SetUp() override { MakeTracker({}); }
+
+  void MakeTracker(const UffdWpOptions& options) {
+    tracker_.reset();
+    auto tracker = UffdWpTracker::Create(actor_.process(), UserfaultfdOf(actor_), options);
+    ASSERT_TRUE(tracker.ok()) << tracker.status();
+    tracker_ = *std::move(tracker);
+    auto source = ReadvSource::Create(actor_.process());
+    ASSERT_TRUE(source.ok()) << source.status();
+    source_ = *std::move(source);
+    mover_ = std::make_unique<Mover>(actor_, *tracker_, *source_);
+  }
+
+  uint64_t PagemapEntry(uint64_t address) {
+    const auto pagemap = kernel::PagemapFile::Open(actor_.process());
+    EXPECT_TRUE(pagemap.ok());
+    uint64_t entry = 0;
+    const auto count = pagemap->ReadEntries(Range(address, kPage), std::span(&entry, 1));
+    EXPECT_TRUE(count.ok() && *count == 1);
+    return entry;
+  }
+
+  // In KiB, from /proc/PID/status.
+  uint64_t PageTableKiB() {
+    std::ifstream status(absl::StrCat("/proc/", actor_.pid(), "/status"));
+    std::string word;
+    uint64_t kib = 0;
+    while (status >> word) {
+      if (word == "VmPTE:") status >> kib;
+    }
+    return kib;
+  }
+
+  std::string VmFlagsAt(uint64_t address) {
+    std::ifstream smaps(absl::StrCat("/proc/", actor_.pid(), "/smaps"));
+    std::string line;
+    bool inside = false;
+    while (std::getline(smaps, line)) {
+      unsigned long start = 0;
+      unsigned long end = 0;
+      if (sscanf(line.c_str(), "%lx-%lx ", &start, &end) == 2) {
+        inside = start <= address && address < end;
+      } else if (inside && line.rfind("VmFlags:", 0) == 0) {
+        return line;
+      }
+    }
+    return "";
+  }
+
+  // A file of `pages` pages, each filled with its number plus one.
+  std::string MakeFile(uint64_t pages) {
+    const std::string path = temp_.File("mapped");
+    std::ofstream file(path, std::ios::binary);
+    for (uint64_t i = 0; i < pages; ++i) file << std::string(kPage, static_cast<char>(i + 1));
+    return path;
+  }
+
+  test_support::TempDir temp_ = *test_support::TempDir::Create();
+  MemoryActor actor_;
+  std::unique_ptr<UffdWpTracker> tracker_;
+  std::unique_ptr<ReadvSource> source_;
+  std::unique_ptr<Mover> mover_;
+};
+
+TEST_F(UffdWpTrackerTest, ReportsOnlyWhatWasWrittenSinceTheLastScan) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 3 * kPage, kPage, 2);
+  actor_.Write(kBase + 9 * kPage, 2 * kPage, 2);
+  const Mover::Round round = mover_->ScanAndSend();
+  ExtentSet range;
+  range.Add(Range(kBase, 64 * kPage));
+  EXPECT_EQ(round.dirty.pages.Intersection(range),
+            ExtentSet::FromUnsorted(
+                {Range(kBase + 3 * kPage, kPage), Range(kBase + 9 * kPage, 2 * kPage)}));
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 64 * kPage)), 0u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.1.
+TEST_F(UffdWpTrackerTest, EpermMidwayResendsWholeVma) {
+  actor_.Map(kBase, 32 * kPage);
+  actor_.Write(kBase, 32 * kPage, 1);
+  mover_->ScanAndSend();
+  // The scan resets page 2, which was written, before it meets the new mapping at page 16.
+  mover_->ScanAndSend([&] {
+    actor_.Write(kBase + 2 * kPage, kPage, 2);
+    actor_.Map(kBase + 16 * kPage, 4 * kPage);
+    actor_.Write(kBase + 17 * kPage, kPage, 3);
+  });
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.1: the mapping that replaced part of it is followed from then on.
+TEST_F(UffdWpTrackerTest, EpermMidwayArmsTheNewPart) {
+  actor_.Map(kBase, 32 * kPage);
+  actor_.Write(kBase, 32 * kPage, 1);
+  mover_->ScanAndSend();
+  mover_->ScanAndSend([&] {
+    actor_.Map(kBase + 16 * kPage, 4 * kPage);
+    actor_.Write(kBase + 16 * kPage, 4 * kPage, 3);
+  });
+  actor_.Write(kBase + 18 * kPage, kPage, 4);
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.pages, Range(kBase, 32 * kPage)), 1u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.2.
+TEST_F(UffdWpTrackerTest, FinalScanDropsUnregisteredMappingWithoutPageTables) {
+  actor_.Map(kBase, 8 * kMiB);
+  actor_.Write(kBase, 8 * kMiB, 1);
+  mover_->ScanAndSend();
+  // New, at the same place: all but its first 2 MiB has no page table, so nothing there counts as
+  // written, though the target still holds what was sent.
+  actor_.Unmap(kBase, 8 * kMiB);
+  actor_.Map(kBase, 8 * kMiB);
+  actor_.Write(kBase, kPage, 2);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// The same between rounds.
+TEST_F(UffdWpTrackerTest, ReplacedMappingIsResentWhole) {
+  actor_.Map(kBase, 8 * kMiB);
+  actor_.Write(kBase, 8 * kMiB, 1);
+  mover_->ScanAndSend();
+  actor_.Unmap(kBase, 8 * kMiB);
+  actor_.Map(kBase, 8 * kMiB);
+  actor_.Write(kBase, kPage, 2);
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.drop, Range(kBase, 8 * kMiB)), 8 * kMiB / kPage - 1);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.3.
+TEST_F(UffdWpTrackerTest, MergedMappingIsReRegisteredSoThatLaterWritesAreSeen) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Move(kBase + 32 * kPage, 32 * kPage, kElsewhere);
+  mover_->ScanAndSend();
+  actor_.Move(kElsewhere, 32 * kPage, kBase + 32 * kPage);  // joins with the lower half
+  actor_.Write(kBase + 3 * kPage, kPage, 2);
+  mover_->ScanAndSend();
+  // Its mark outlived the registration: without unregistering, this write is never reported.
+  actor_.Write(kBase + 3 * kPage, kPage, 3);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 64 * kPage)), 1u);
+  actor_.Write(kBase + 3 * kPage, kPage, 4);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.3, marks left by an earlier tracker whose process runs on.
+TEST_F(UffdWpTrackerTest, MarksLeftByAnEarlierTrackerAreRemoved) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Move(kBase + 32 * kPage, 32 * kPage, kElsewhere);
+  mover_->ScanAndSend();
+  actor_.Move(kElsewhere, 32 * kPage, kBase + 32 * kPage);
+  actor_.Write(kBase + 3 * kPage, kPage, 2);
+  MakeTracker({});
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 3 * kPage, kPage, 3);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.3: changed bounds are probed; what is still armed is not sent again.
+TEST_F(UffdWpTrackerTest, GrownMappingIsProbedAndNotResent) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  ASSERT_EQ(actor_.Syscall(SYS_mremap, {kBase, 64 * kPage, 80 * kPage, 0}),
+            static_cast<int64_t>(kBase));
+  actor_.Write(kBase + 70 * kPage, 2 * kPage, 2);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 80 * kPage)), 2u);
+  actor_.Unmap(kBase, 8 * kPage);
+  actor_.Protect(kBase + 40 * kPage, 8 * kPage, PROT_READ);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 80 * kPage)), 0u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.3: a mapping with new bounds that is not armed is found by the probe.
+TEST_F(UffdWpTrackerTest, MovedMappingIsArmedAndFollowed) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Move(kBase, 16 * kPage, kElsewhere);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kElsewhere, 16 * kPage)), 16u);
+  actor_.Write(kElsewhere + kPage, kPage, 2);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kElsewhere, 16 * kPage)), 1u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.4, and the second pass of section 5.
+TEST_F(UffdWpTrackerTest, DiscardedPagesAreDroppedInTheNextRound) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Discard(kBase + 8 * kPage, 4 * kPage);
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.drop, Range(kBase, 64 * kPage)), 4u);
+  EXPECT_FALSE(mover_->mirror().Holds(kBase + 8 * kPage));
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, PagesDiscardedAfterTheLastRoundAreDroppedAtTheFreeze) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Discard(kBase + 8 * kPage, 4 * kPage);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, PagesDiscardedAndReadAgainAreZeroAtTheTarget) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Discard(kBase + 8 * kPage, 4 * kPage);
+  actor_.Read(kBase + 8 * kPage);  // the zero page is present now
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.pages, Range(kBase, 64 * kPage)), 0u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// DESIGN 12.4, private file mappings: nothing reports this until the freeze.
+TEST_F(UffdWpTrackerTest, DiscardedPrivateFilePagesAreFoundAtTheFreeze) {
+  actor_.MapFile(MakeFile(16).c_str(), kBase, 16 * kPage, MAP_PRIVATE);
+  actor_.Write(kBase, 8 * kPage, 1);
+  mover_->ScanAndSend();
+  ASSERT_TRUE(mover_->mirror().Holds(kBase));
+  actor_.Discard(kBase, 4 * kPage);
+  mover_->ScanAndSend();
+  actor_.Read(kBase + kPage);  // one of them is a page of the file again
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, PrivateFilePagesAreSentOnlyOnceWritten) {
+  actor_.MapFile(MakeFile(16).c_str(), kBase, 16 * kPage, MAP_PRIVATE);
+  for (int i = 0; i < 16; ++i) actor_.Read(kBase + i * kPage);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
+  actor_.Write(kBase + 5 * kPage, kPage, 1);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 1u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, ZeroPagesAreNotSent) {
+  actor_.Map(kBase, 16 * kPage);
+  for (int i = 0; i < 16; ++i) actor_.Read(kBase + i * kPage);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
+}
+
+// DESIGN 5: protecting holes would plant markers that read back as swapped-out pages.
+TEST_F(UffdWpTrackerTest, HolesAreLeftUnmarked) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Discard(kBase, kPage);
+  mover_->ScanAndSend();
+  EXPECT_EQ(PagemapEntry(kBase) & (kernel::kPagemapSwapped | kernel::kPagemapUffdWp), 0u);
+  EXPECT_EQ(PagemapEntry(kBase + kPage) & (kernel::kPagemapSwapped | kernel::kPagemapUffdWp), 0u);
+}
+
+// DESIGN 12.10.
+TEST_F(UffdWpTrackerTest, AsksForFileBackingOnlyWhereSomethingWasWritten) {
+  actor_.Map(kBase, 64 * kMiB);
+  actor_.Write(kBase, 64 * kMiB, 1);
+  actor_.MapFile(MakeFile(4096).c_str(), kElsewhere, 4096 * kPage, MAP_PRIVATE);
+  actor_.Write(kElsewhere, 4096 * kPage, 1);
+  mover_->ScanAndSend();
+  mover_->ScanAndSend();
+  const uint64_t before = tracker_->statistics().scanner.pages_asked_for_file.value();
+  EXPECT_LT(before, 64 * kMiB / kPage);  // file mappings only
+  actor_.Write(kElsewhere + kPage, kPage, 2);
+  actor_.Write(kBase, 64 * kMiB, 2);
+  mover_->ScanAndSend();
+  EXPECT_LT(tracker_->statistics().scanner.pages_asked_for_file.value() - before, 1024u);
+}
+
+// DESIGN 12.11.
+TEST_F(UffdWpTrackerTest, SparseReservationGrowsNoPageTables) {
+  constexpr uint64_t kReserved = 64ull << 30;
+  actor_.Map(kBase, kReserved, MAP_NORESERVE);
+  actor_.Write(kBase + (40ull << 30), 16 * kPage, 1);
+  const uint64_t before = PageTableKiB();
+  mover_->ScanAndSend();
+  actor_.Write(kBase + (50ull << 30), 16 * kPage, 1);
+  mover_->ScanAndSend();
+  EXPECT_LT(PageTableKiB(), before + 256);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+  EXPECT_LT(PageTableKiB(), before + 256);
+}
+
+// DESIGN 12.12.
+TEST_F(UffdWpTrackerTest, ProtectsAtMost64MiBUnderOneHoldOfTheMemoryLock) {
+  actor_.Map(kBase, 160 * kMiB);
+  actor_.Write(kBase, 160 * kMiB, 1);
+  const auto vmas = VmaList::Read(actor_.process(), false);
+  ASSERT_TRUE(vmas.ok());
+  ASSERT_TRUE(tracker_->ScanAndReset(*vmas).ok());
+  EXPECT_EQ(tracker_->statistics().scanner.most_pages_in_one_reset.value(), 64 * kMiB / kPage);
+}
+
+// DESIGN 12.12, for reservations so large that steps are larger.
+TEST_F(UffdWpTrackerTest, LargeReservationsAreProtected64MiBAtATimeToo) {
+  actor_.Map(kBase, 256ull << 30, MAP_NORESERVE);
+  actor_.Write(kBase, 160 * kMiB, 1);
+  const auto vmas = VmaList::Read(actor_.process(), false);
+  ASSERT_TRUE(vmas.ok());
+  ASSERT_TRUE(tracker_->ScanAndReset(*vmas).ok());
+  EXPECT_LE(tracker_->statistics().scanner.most_pages_in_one_reset.value(), 64 * kMiB / kPage);
+}
+
+TEST_F(UffdWpTrackerTest, DisarmsAtMost64MiBUnderOneHoldOfTheMemoryLock) {
+  actor_.Map(kBase, 160 * kMiB);
+  actor_.Write(kBase, 160 * kMiB, 1);
+  const auto vmas = VmaList::Read(actor_.process(), false);
+  ASSERT_TRUE(vmas.ok());
+  ASSERT_TRUE(tracker_->ScanAndReset(*vmas).ok());
+  EXPECT_THAT(VmFlagsAt(kBase), HasSubstr(" uw"));
+  ASSERT_TRUE(tracker_->Disarm().ok());
+  EXPECT_EQ(tracker_->statistics().most_bytes_in_one_unregister.value(), 64 * kMiB);
+  EXPECT_THAT(VmFlagsAt(kBase), testing::Not(HasSubstr(" uw")));
+  EXPECT_TRUE(tracker_->Disarm().ok());
+  EXPECT_EQ(tracker_->ScanAndReset(*vmas).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// What the application itself has registered stays its own.
+TEST_F(UffdWpTrackerTest, ForeignUserfaultfdIsResentEachRoundWithAReason) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  const kernel::Userfaultfd foreign = UserfaultfdOf(actor_);
+  ASSERT_TRUE(foreign.EnableWriteProtectAsync().ok());
+  ASSERT_TRUE(foreign.Register(Range(kBase, 16 * kPage)).ok());
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 16u);
+    ASSERT_THAT(tracker_->full_resends(), SizeIs(1));
+    EXPECT_EQ(tracker_->full_resends()[0].range, Range(kBase, 16 * kPage));
+    EXPECT_THAT(tracker_->full_resends()[0].reason, HasSubstr("application's own userfaultfd"));
+  }
+  // Its marks were not touched either.
+  EXPECT_EQ(PagemapEntry(kBase) & kernel::kPagemapUffdWp, 0u);
+  actor_.Discard(kBase, kPage);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, MergeableMemoryIsResentWhole) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  ASSERT_EQ(actor_.Syscall(SYS_madvise, {kBase, 16 * kPage, MADV_MERGEABLE}), 0);
+  for (int round = 0; round < 2; ++round) {
+    // Flags are known in the first round only, as at a freeze without BPF.
+    const auto vmas = VmaList::Read(actor_.process(), /*with_flags=*/round == 0);
+    ASSERT_TRUE(vmas.ok());
+    const auto dirty = tracker_->ScanAndReset(*vmas);
+    ASSERT_TRUE(dirty.ok());
+    EXPECT_EQ(PagesIn(dirty->pages, Range(kBase, 16 * kPage)), 16u);
+    ASSERT_THAT(tracker_->full_resends(), SizeIs(1));
+    EXPECT_THAT(tracker_->full_resends()[0].reason, HasSubstr("KSM"));
+    const auto last = tracker_->FinalScan(*vmas);
+    ASSERT_TRUE(last.ok());
+    EXPECT_EQ(PagesIn(last->pages, Range(kBase, 16 * kPage)), 16u);
+  }
+}
+
+// The landing maps it anew in the second round, so what was sent in the first is lost there.
+TEST_F(UffdWpTrackerTest, WhatTheLandingMapsAnewIsSentWhole) {
+  const std::string path = MakeFile(16);
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  mover_->ScanAndSend();
+  mover_->ScanAndSend([&] {
+    actor_.MapFile(path.c_str(), kBase, 16 * kPage, MAP_PRIVATE);
+    actor_.Write(kBase, 2 * kPage, 2);
+  });
+  mover_->ScanAndSend();
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, WritesByTheKernelAreReported) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  mover_->ScanAndSend();
+  ASSERT_EQ(actor_.Syscall(SYS_getrandom, {kBase + 4 * kPage, 2 * kPage, 0}),
+            static_cast<int64_t>(2 * kPage));
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 2u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, HugePagesAreFollowedPageByPageAfterTheirFirstWrite) {
+  actor_.Map(kBase, 8 * kMiB);
+  ASSERT_EQ(actor_.Syscall(SYS_madvise, {kBase, 8 * kMiB, MADV_HUGEPAGE}), 0);
+  actor_.Write(kBase, 8 * kMiB, 1);
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 3 * kMiB, kPage, 2);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 8 * kMiB)), 1u);
+  actor_.Discard(kBase + 4 * kMiB, 2 * kMiB);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, FinalScanResetsNothing) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Write(kBase, kPage, 2);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+  actor_.Write(kBase + kPage, kPage, 2);
+  // The freeze was called off: the next round has both.
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 2u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_F(UffdWpTrackerTest, DroppedPagesAreOnlyThoseTheTargetHolds) {
+  actor_.Map(kBase, 1024 * kPage);
+  actor_.Write(kBase, kPage, 1);
+  EXPECT_TRUE(mover_->ScanAndSend().dirty.drop.empty());
+  EXPECT_TRUE(mover_->ScanAndSend().dirty.drop.empty());
+}
+
+TEST_F(UffdWpTrackerTest, AnExitedProcessIsReportedAsSuch) {
+  const auto vmas = VmaList::Read(actor_.process(), false);
+  ASSERT_TRUE(vmas.ok());
+  ASSERT_TRUE(tracker_->ScanAndReset(*vmas).ok());
+  actor_.Kill();
+  EXPECT_TRUE(base::IsTargetExited(tracker_->ScanAndReset(*vmas).status()));
+  EXPECT_TRUE(base::IsTargetExited(tracker_->FinalScan(*vmas).status()));
+  EXPECT_TRUE(tracker_->Disarm().ok());
+}
+
+// Says what it is told to, and sees whether it is asked at the right moments.
+class FakeReads final : public InFlightReads {
+ public:
+  explicit FakeReads(std::function<bool()> is_protected) : is_protected_(std::move(is_protected)) {}
+
+  absl::Status BeginReset() override {
+    protected_at_begin = is_protected_();
+    return absl::OkStatus();
+  }
+  absl::StatusOr<ExtentSet> Snapshot() override {
+    protected_at_snapshot = is_protected_();
+    if (!error.ok()) return error;
+    return in_flight;
+  }
+
+  ExtentSet in_flight;
+  absl::Status error;
+  bool protected_at_begin = false;
+  bool protected_at_snapshot = false;
+
+ private:
+  std::function<bool()> is_protected_;
+};
+
+class InFlightReadsTest : public UffdWpTrackerTest {
+ protected:
+  void SetUp() override { MakeTracker({.reads = &reads_}); }
+
+  FakeReads reads_{[this] { return (PagemapEntry(kBase) & kernel::kPagemapUffdWp) != 0; }};
+};
+
+// DESIGN 5, direct I/O in flight.
+TEST_F(InFlightReadsTest, BuffersOfReadsInFlightStayDirtyForTheNextRound) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 8 * kPage, 1);
+  reads_.in_flight.Add(Range(kBase + 2 * kPage, 8 * kPage));
+  mover_->ScanAndSend();
+  EXPECT_FALSE(reads_.protected_at_begin);
+  EXPECT_TRUE(reads_.protected_at_snapshot);
+  reads_.in_flight.clear();
+  // Not written through its page tables, but sent again; pages 8 and 9 hold nothing.
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 6u);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
+}
+
+TEST_F(InFlightReadsTest, BuffersOfReadsInFlightArePartOfTheLastRound) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  reads_.in_flight.Add(Range(kBase + 2 * kPage, 4 * kPage));
+  mover_->ScanAndSend();
+  const auto last = tracker_->FinalScan(mover_->layout());
+  ASSERT_TRUE(last.ok());
+  EXPECT_EQ(PagesIn(last->pages, Range(kBase, 16 * kPage)), 4u);
+}
+
+TEST_F(InFlightReadsTest, UnknownReadsMakeTheNextRoundWhole) {
+  actor_.Map(kBase, 16 * kPage);
+  actor_.Write(kBase, 16 * kPage, 1);
+  reads_.error = absl::ResourceExhaustedError("too many");
+  mover_->ScanAndSend();
+  reads_.error = absl::OkStatus();
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 16u);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
+}
+
+TEST_F(InFlightReadsTest, AFreezeIsNeededOnlyWhereDirectIoCannotBeFollowed) {
+  EXPECT_FALSE(tracker_->needs_freeze());
+  MakeTracker({.reads = &reads_, .direct_io_possible = true});
+  EXPECT_FALSE(tracker_->needs_freeze());
+  MakeTracker({.direct_io_possible = true});
+  EXPECT_TRUE(tracker_->needs_freeze());
+  MakeTracker({});
+  EXPECT_FALSE(tracker_->needs_freeze());
+}
+
+}  // namespace
+}  // namespace predump::pagemap
