@@ -1,0 +1,30 @@
+// Attributes of a process that do not move.
+#ifndef PREDUMP_CHECKPOINT_ATTRIBUTE_CHECK_H_
+#define PREDUMP_CHECKPOINT_ATTRIBUTE_CHECK_H_
+
+#include "absl/status/status.h"
+#include "src/checkpoint/blocker_list.h"
+#include "src/checkpoint/capture.h"
+#include "src/kernel/bpf/task_capture.h"
+#include "src/kernel/process.h"
+#include "src/kernel/procfs.h"
+
+namespace predump::checkpoint {
+
+// What the kernel's own record of the process tells: cheap enough for a frozen process.
+void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blockers);
+
+// Children, and tables that threads do not share with each other (unshare(2) of one thread), which
+// can change up to the freeze. Frozen or not.
+absl::Status RefuseRelations(const kernel::ProcessHandle& process,
+                             const kernel::TaskSnapshot& snapshot, BlockerList& blockers);
+
+// Everything else: namespaces, tracers, security labels, terminal, architecture. Milliseconds; what
+// it looks at does not change behind a running migration's back.
+absl::Status RefuseSurroundings(const kernel::ProcessHandle& process,
+                                const kernel::StatusFields& status, const kernel::StatFields& stat,
+                                const CaptureOptions& options, BlockerList& blockers);
+
+}  // namespace predump::checkpoint
+
+#endif  // PREDUMP_CHECKPOINT_ATTRIBUTE_CHECK_H_
