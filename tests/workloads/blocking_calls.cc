@@ -181,10 +181,11 @@ void AddSignalCalls(std::vector<BlockingCall>& calls) {
   calls.push_back({"sigsuspend",
                    Returns::kNever,
                    [](int64_t) {
-                     sigset_t all;
-                     sigfillset(&all);
-                     sigdelset(&all, SIGUSR1);
-                     return TimedOut(sigsuspend(&all), 0);
+                     // A mask of its own for as long as it lasts.
+                     sigset_t mask;
+                     pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+                     sigaddset(&mask, SIGRTMAX);
+                     return TimedOut(sigsuspend(&mask), 0);
                    },
                    {}});
   calls.push_back({"pause", Returns::kNever, [](int64_t) { return TimedOut(pause(), 0); }, {}});

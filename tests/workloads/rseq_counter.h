@@ -18,6 +18,8 @@ class RseqCounter {
   uint64_t Increment(uint64_t spins);
   // Only while nobody increments.
   uint64_t Sum() const;
+  // The first CPU's word, for tests that spoil it.
+  const void* data() const { return slots_.get(); }
 
  private:
   struct alignas(64) Slot {

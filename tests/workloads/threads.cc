@@ -8,6 +8,7 @@
 
 #include <barrier>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -111,7 +112,9 @@ class RseqGroup {
         stop_(stop),
         aborts_(workload.AddCounter("rseq_aborts")),
         increments_(workload.AddCounter("rseq_increments")),
-        barrier_(settings.threads, Judge{this}) {}
+        barrier_(settings.threads, Judge{this}) {
+    workload.AddCounter("rseq_counts_start") = reinterpret_cast<uint64_t>(counter_.data());
+  }
 
   void Run() {
     NameThisThread("rseq");
@@ -208,6 +211,68 @@ void WaitForStop(Workload& workload) {
   }
 }
 
+// One thread in each blocking call, one that kicks those that wait for it.
+class BlockedGroup {
+ public:
+  BlockedGroup(Workload& workload, Margins margins, const std::atomic<bool>& stop)
+      : calls_(MakeBlockingCalls()) {
+    for (BlockingCall& call : calls_) {
+      threads_.push_back(std::make_unique<BlockedThread>(workload, call, margins));
+    }
+    // Many never return: they are left where they are when the process ends.
+    for (auto& thread : threads_) {
+      std::thread([&stop, &thread] { thread->Run(stop); }).detach();
+    }
+    std::thread([this, &workload, &stop] { KickUntilStopped(workload, calls_, stop); }).detach();
+  }
+
+ private:
+  std::vector<BlockingCall> calls_;
+  std::vector<std::unique_ptr<BlockedThread>> threads_;
+};
+
+// The threads that are joined at the end: computing, counting, one in a timed condition.
+class JoinedGroup {
+ public:
+  JoinedGroup(Workload& workload, const ComputeThread::Settings& compute,
+              const RseqGroup::Settings& rseq, Margins margins, std::atomic<bool>& stop)
+      : stop_(stop),
+        rseq_(workload, rseq, stop),
+        condition_returns_(workload.AddCounter("calls_cond_timedwait")) {
+    for (size_t i = 0; i < compute.threads; ++i) {
+      ComputeThread::Settings settings = compute;
+      settings.index = i;
+      computing_.push_back(std::make_unique<ComputeThread>(workload, table_, settings));
+    }
+    const CheckedPages& pages = computing_[0]->pages();
+    workload.AddCounter("memory_start") = reinterpret_cast<uint64_t>(pages.page(0));
+    workload.AddCounter("memory_bytes") = pages.pages() * kPageBytes;
+    // From here on there is progress, so the report must be complete.
+    for (auto& thread : computing_) threads_.emplace_back([&] { thread->Run(stop_); });
+    for (int64_t i = 0; i < rseq.threads; ++i) threads_.emplace_back([this] { rseq_.Run(); });
+    threads_.emplace_back([this, &workload, margins] {
+      RunTimedCondition(workload, margins, stop_, condition_returns_);
+    });
+  }
+
+  void StopAndJoin() {
+    {
+      std::lock_guard lock(table_.mutex);  // so that no waiter misses the last notification
+      stop_ = true;
+    }
+    table_.changed.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  std::atomic<bool>& stop_;
+  TurnTable table_;
+  RseqGroup rseq_;
+  Counter& condition_returns_;
+  std::vector<std::unique_ptr<ComputeThread>> computing_;
+  std::vector<std::thread> threads_;
+};
+
 int Main(int argc, char** argv) {
   Options options(argc, argv, "threads: every per-thread state, every blocking call");
   Workload workload("threads", options);
@@ -217,13 +282,14 @@ int Main(int argc, char** argv) {
   const int64_t pause_us = options.Integer("pause-us", 500, "of computing threads, per turn");
   const int64_t late_ms = options.Integer("late-ms", 300, "a timed call may be late by");
   const int64_t early_us = options.Integer("early-us", 1000, "a timed call may be early by");
-  const int64_t rseq_threads = options.Integer("rseq-threads", 3, "0 to 16");
+  const int64_t rseq_threads = options.Integer("rseq-threads", 3, "1 to 16");
   const int64_t rseq_spins = options.Integer("rseq-spins", 2000, "inside each sequence");
   const int64_t rseq_pause_us = options.Integer("rseq-pause-us", 5000, "per 200 sequences");
   const bool no_blocking = options.Flag("no-blocking", "no threads in blocking calls");
   options.Done();
   if (threads < 1 || threads > 32) Die("--threads: 1 to 32");
-  if (rseq_threads < 0 || rseq_threads > 16) Die("--rseq-threads: 0 to 16");
+  if (rseq_threads < 1 || rseq_threads > 16) Die("--rseq-threads: 1 to 16");
+  if (memory_kib < 4) Die("--memory-kib: at least 4");
 
   sigset_t set;  // inherited by all threads
   sigemptyset(&set);
@@ -232,48 +298,19 @@ int Main(int argc, char** argv) {
 
   std::atomic<bool> stop = false;
   const Margins margins = {early_us * 1000, late_ms * kNsPerMs};
-  std::vector<BlockingCall> calls;
-  if (!no_blocking) calls = MakeBlockingCalls();
-  std::vector<std::unique_ptr<BlockedThread>> blocked;
-  for (BlockingCall& call : calls) {
-    blocked.push_back(std::make_unique<BlockedThread>(workload, call, margins));
-    std::thread([&stop, thread = blocked.back().get()] { thread->Run(stop); }).detach();
-  }
-  std::thread(KickUntilStopped, std::ref(workload), std::ref(calls), std::cref(stop)).detach();
-  Counter& condition_returns = workload.AddCounter("calls_cond_timedwait");
-  std::thread condition(RunTimedCondition, std::ref(workload), margins, std::cref(stop),
-                        std::ref(condition_returns));
+  std::optional<BlockedGroup> blocked;
+  if (!no_blocking) blocked.emplace(workload, margins, stop);
   RobustMutex robust;
-
-  TurnTable table;
-  std::vector<std::unique_ptr<ComputeThread>> computing;
-  std::vector<std::thread> joined;
-  for (size_t i = 0; i < static_cast<size_t>(threads); ++i) {
-    computing.push_back(std::make_unique<ComputeThread>(
-        workload, table,
-        ComputeThread::Settings{i, static_cast<size_t>(threads),
-                                std::max<size_t>(1, static_cast<size_t>(memory_kib) / 4),
-                                static_cast<uint64_t>(spins), pause_us * 1000}));
-    joined.emplace_back([&, i] { computing[i]->Run(stop); });
-  }
-  RseqGroup rseq(
-      workload,
-      {std::max<int64_t>(1, rseq_threads), static_cast<uint64_t>(rseq_spins), rseq_pause_us * 1000},
-      stop);
-  for (int64_t i = 0; i < rseq_threads; ++i) joined.emplace_back([&] { rseq.Run(); });
-
-  workload.AddCounter("memory_start") = reinterpret_cast<uint64_t>(computing[0]->pages().page(0));
-  workload.AddCounter("memory_bytes") = computing[0]->pages().pages() * kPageBytes;
+  const ComputeThread::Settings compute = {0, static_cast<size_t>(threads),
+                                           static_cast<size_t>(memory_kib) / 4,
+                                           static_cast<uint64_t>(spins), pause_us * 1000};
+  JoinedGroup joined(workload, compute,
+                     {rseq_threads, static_cast<uint64_t>(rseq_spins), rseq_pause_us * 1000},
+                     margins, stop);
   WaitForStop(workload);
-  stop = true;
-  {
-    std::lock_guard lock(table.mutex);  // so that no waiter misses the last notification
-    table.changed.notify_all();
-  }
-  for (std::thread& thread : joined) thread.join();
-  condition.join();
+  joined.StopAndJoin();
   robust.LetHolderDieAndJudge(workload);
-  // Threads blocked for ever are left where they are.
+  // Without destructors, for the sake of the threads that are left.
   _exit(workload.Finish());
 }
 
