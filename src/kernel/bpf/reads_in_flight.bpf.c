@@ -2,7 +2,9 @@
 /* System call entry and exit of one process: which thread is inside which read, into which memory.
  *
  * sys_enter runs for every call of every process, so the process is compared first, then the call,
- * then the file. State lives in task storage: it goes away with the thread and cannot run full.
+ * then the file. State lives in task storage: it goes away with the thread and cannot run
+ * full. Making storage can fail (it gives up where another user of task storage was preempted on
+ * the same CPU), finding it cannot: hence it is made beforehand wherever possible.
  */
 #include "src/kernel/bpf/observed.bpf.h"
 
@@ -198,9 +200,29 @@ int find_process(struct bpf_iter__task* ctx) {
   return 0;
 }
 
-/* After the trace points are in place: threads that were inside a read before. The registers of
- * the last kernel entry stay on the stack, so a thread running in user mode may look as if it were
- * still inside its last call; its next call puts that right.
+/* Threads without storage in the last pass of prepare_threads. */
+__u32 unprepared_threads = 0;
+
+SEC("iter/task")
+int prepare_threads(struct bpf_iter__task* ctx) {
+  struct task_struct* task = ctx->task;
+
+  if (task && !bpf_task_storage_get(&current_reads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE))
+    unprepared_threads++;
+  return 0;
+}
+
+/* A failure here is made good, or counted, at the thread's first read. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct* parent, struct task_struct* child) {
+  if (child->tgid == observed_tgid)
+    bpf_task_storage_get(&current_reads, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+  return 0;
+}
+
+/* After the trace points are in place, and again after a loss: threads inside a read that no trace
+ * point has noted. The registers of the last kernel entry stay on the stack, so a thread running in
+ * user mode may look as if it were still inside its last call; its next call puts that right.
  */
 SEC("iter/task")
 int seed_reads(struct bpf_iter__task* ctx) {
@@ -210,6 +232,7 @@ int seed_reads(struct bpf_iter__task* ctx) {
   long nr;
 
   if (!task || !task->mm) return 0;
+  if (is_inside(bpf_task_storage_get(&current_reads, task, 0, 0))) return 0;
   regs = (struct pt_regs*)bpf_task_pt_regs(task);
   nr = (long)BPF_CORE_READ(regs, orig_ax);
   if (!is_read(nr) || !may_pin(task, (unsigned int)BPF_CORE_READ(regs, di))) return 0;
@@ -218,10 +241,10 @@ int seed_reads(struct bpf_iter__task* ctx) {
     __sync_fetch_and_add(&lost_reads, 1);
     return 0;
   }
-  if (seed->entered) return 0; /* an element may be visited twice */
-  seed->nr = nr;
+  if (is_inside(seed)) return 0; /* an element may be visited twice */
   seed->seeded = 1;
   fill_read(seed, task, nr, regs);
+  seed->nr = nr;
   __sync_fetch_and_add(&seeds_left, 1);
   return 0;
 }

@@ -48,19 +48,43 @@ bool ResolveVectors(pid_t tgid, const ReadRecord& record, std::vector<base::Addr
   return true;
 }
 
+// Gives every thread its storage while nothing else competes for it.
+absl::Status PrepareThreads(reads_in_flight_bpf& reads, pid_t tgid) {
+  PREDUMP_ASSIGN_OR_RETURN(const internal::Iterator prepare,
+                           internal::Iterator::Attach(reads.progs.prepare_threads, tgid));
+  std::vector<char> nothing;
+  constexpr int kAttempts = 10;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    reads.bss->unprepared_threads = 0;
+    PREDUMP_RETURN_IF_ERROR(prepare.Read(nothing));
+    if (__atomic_load_n(&reads.bss->unprepared_threads, __ATOMIC_RELAXED) == 0) break;
+  }
+  // Whoever still has none is served, or counted as lost, at its first read.
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 struct ReadsInFlight::Program {
   std::unique_ptr<reads_in_flight_bpf, void (*)(reads_in_flight_bpf*)> skeleton;
   std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> finished_ring;
   internal::Iterator list;
+  internal::Iterator seed;
   base::UniqueFd pidfd;
   pid_t tgid;
   std::vector<char> bytes;
   std::vector<ReadRecord> finished;
 
+  // Notes reads that no trace point has noted; what was lost so far is made good by that.
+  absl::Status Seed();
   absl::StatusOr<InFlightRead> Describe(const ReadRecord& record, bool is_finished) const;
 };
+
+absl::Status ReadsInFlight::Program::Seed() {
+  // First the counter: a read lost from now on counts again.
+  __atomic_store_n(&skeleton->bss->lost_reads, 0, __ATOMIC_SEQ_CST);
+  return seed.Read(bytes);
+}
 
 absl::StatusOr<InFlightRead> ReadsInFlight::Program::Describe(const ReadRecord& record,
                                                               bool is_finished) const {
@@ -99,9 +123,12 @@ absl::StatusOr<ReadsInFlight> ReadsInFlight::Create(pid_t tgid) {
       internal::Observe(skeleton->progs.find_process, tgid, skeleton->bss->observed_tgid));
   PREDUMP_ASSIGN_OR_RETURN(internal::Iterator list,
                            internal::Iterator::Attach(skeleton->progs.list_reads, tgid));
+  PREDUMP_ASSIGN_OR_RETURN(internal::Iterator seed,
+                           internal::Iterator::Attach(skeleton->progs.seed_reads, tgid));
   auto program = std::unique_ptr<Program>(new Program{std::move(skeleton),
                                                       {nullptr, ring_buffer__free},
                                                       std::move(list),
+                                                      std::move(seed),
                                                       std::move(pidfd),
                                                       tgid,
                                                       {},
@@ -110,13 +137,14 @@ absl::StatusOr<ReadsInFlight> ReadsInFlight::Create(pid_t tgid) {
   program->finished_ring.reset(ring_buffer__new(bpf_map__fd(reads.maps.finished_reads),
                                                 AppendRecord, &program->finished, nullptr));
   if (program->finished_ring == nullptr) return base::ErrnoError(errno, "open BPF ring buffer");
+  // Threads made after this walk and before the trace point get their storage at their first read.
+  PREDUMP_RETURN_IF_ERROR(PrepareThreads(reads, tgid));
   PREDUMP_RETURN_IF_ERROR(
-      internal::AttachTracePoints({{reads.progs.on_enter, &reads.links.on_enter},
+      internal::AttachTracePoints({{reads.progs.on_fork, &reads.links.on_fork},
+                                   {reads.progs.on_enter, &reads.links.on_enter},
                                    {reads.progs.on_sys_exit, &reads.links.on_sys_exit}}));
   // Only now: a read that begins after this is seen by a trace point, one before by its registers.
-  PREDUMP_ASSIGN_OR_RETURN(const internal::Iterator seed,
-                           internal::Iterator::Attach(reads.progs.seed_reads, tgid));
-  PREDUMP_RETURN_IF_ERROR(seed.Read(program->bytes));
+  PREDUMP_RETURN_IF_ERROR(program->Seed());
   PREDUMP_RETURN_IF_ERROR(internal::CheckAlive(program->pidfd));
   return ReadsInFlight(std::move(program));
 }
@@ -126,6 +154,9 @@ absl::Status ReadsInFlight::BeginReset() {
   const int consumed = ring_buffer__consume(program_->finished_ring.get());
   if (consumed < 0) return base::ErrnoError(-consumed, "read BPF ring buffer");
   program_->finished.clear();
+  if (__atomic_load_n(&program_->skeleton->bss->lost_reads, __ATOMIC_SEQ_CST) != 0) {
+    PREDUMP_RETURN_IF_ERROR(program_->Seed());
+  }
   // A trace point on another CPU that still reads 0 belongs to a read whose data is in memory
   // already: the reset that follows is ordered after it.
   __atomic_store_n(&program_->skeleton->bss->reset_under_way, 1, __ATOMIC_SEQ_CST);
@@ -142,7 +173,7 @@ absl::StatusOr<std::vector<InFlightRead>> ReadsInFlight::Snapshot() {
   PREDUMP_RETURN_IF_ERROR(listed);
   if (consumed < 0) return base::ErrnoError(-consumed, "read BPF ring buffer");
   PREDUMP_RETURN_IF_ERROR(internal::CheckAlive(program.pidfd));
-  // Counted from now on: a call that could not be noted may go on for as long as it likes.
+  // Stays so until BeginReset() has made the loss good: a read that could not be noted may go on.
   const uint64_t lost = __atomic_load_n(&program.skeleton->bss->lost_reads, __ATOMIC_RELAXED);
   if (lost != 0) return absl::ResourceExhaustedError(absl::StrCat(lost, " reads went unnoted"));
   if (program.bytes.size() % sizeof(ReadRecord) != 0) return absl::DataLossError("torn record");

@@ -54,7 +54,8 @@ class ReadsInFlight {
 
   // Call right after the reset. Ends what BeginReset() began.
   // Errors: TargetExited; ResourceExhausted where a read could not be remembered or its buffers
-  // not be told: then this reset has to be repeated under a freeze.
+  // not be told: then this reset has to be repeated (another BeginReset() makes the loss good), or
+  // done under a freeze.
   absl::StatusOr<std::vector<InFlightRead>> Snapshot();
 
  private:

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct Facts {
   int commands[2];
   pid_t pid;  // as the child sees itself
   pid_t thread;
-  pid_t forked;
+  std::atomic<pid_t> forked;
 };
 
 void* ThreadBody(void* facts) {
@@ -125,7 +126,9 @@ TEST_P(ProcessEventsTest, ForkIsAProcessAndItsOwnEndIsNotReported) {
   // SIGCHLD of the child's end comes last.
   const ProcessEvent signal_event = Await(ProcessEventKind::kSignal);
   EXPECT_EQ(signal_event.record.signal, SIGCHLD);
-  EXPECT_EQ(forked.record.child_own, facts_->forked);
+  // The parent may not have seen its fork return yet.
+  ASSERT_TRUE(testing::Eventually([&] { return facts_->forked.load() != 0; }));
+  EXPECT_EQ(forked.record.child_own, facts_->forked.load());
   for (const ProcessEvent& event : all_) {
     EXPECT_NE(event.kind, ProcessEventKind::kProcessExited);
     EXPECT_NE(event.kind, ProcessEventKind::kThreadExited);
