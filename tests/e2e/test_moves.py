@@ -1,0 +1,81 @@
+#!/usr/bin/python3
+"""Workloads that judge themselves are moved there and back while they run, every page compared."""
+import sys
+
+import harness
+
+# Where the landing lives (src/restore/landing/layout.h): memory there has to be staged.
+LANDING_HOME = 0x3D0000000000
+
+# name: (program, options, how much progress shows that it goes on)
+WORKLOADS = {
+    "heart": ("heart", ["--size-mib", "64", "--threads", "2"], 500),
+    "threads": ("threads", [], 50),
+    "churn": ("churn", ["--pages-per-second", "50000"], 300),
+    "file-reads": ("direct-io", [], 20),
+    "vfork-parent": ("vfork-parent", [], 3),
+    "huge": ("huge", ["--size-mib", "64"], 300),
+    "sparse": ("sparse", [], 300),
+    "landing-home": ("high-address", ["--address", ",".join(
+        hex(LANDING_HOME + offset) for offset in (0, 64 << 20, 255 << 20))], 300),
+    "across-landing-home": ("high-address", ["--address", hex(LANDING_HOME - (2 << 20)),
+                                             "--size-kib", "8192"], 300),
+    "eintr": ("eintr", ["--call", "epoll_wait"], 2),
+    "python": ("python-counter", [], 5000),
+}
+
+_SOURCES = {"helper": ["--source", "helper"], "readv": ["--source", "readv"]}
+_OTHER_MEANS = {"without-bpf": ["--no-bpf"], "full": ["--tracker", "full", "--source", "readv"]}
+
+
+class Moves(harness.E2eTest):
+    """Filled with a test per workload and means below."""
+
+    def there_and_back(self, name, means):
+        program, options, steps = WORKLOADS[name]
+        workload = self.lab.workload(program, *options)
+        for _ in range(2):
+            result = self.lab.move(workload, "--verify", *means)
+            if "--source" in means:
+                self.assertEqual(result["source"], means[means.index("--source") + 1])
+            if "--tracker" in means:
+                self.assertEqual(result["tracker"], means[means.index("--tracker") + 1])
+            self.assertGreater(result["pages-verified"], 0)
+            self.assert_goes_on(workload, steps)
+        self.assertIs(workload.host, self.lab.source)
+        self.assert_finishes_well(workload)
+
+
+def _add(kind, means, names):
+    for name in names:
+        def test(self, name=name, means=means):
+            self.there_and_back(name, means)
+        setattr(Moves, f"test_{kind}_{name.replace('-', '_')}", test)
+
+
+for _kind, _means in _SOURCES.items():
+    _add(_kind, _means, WORKLOADS)
+for _kind, _means in _OTHER_MEANS.items():
+    _add(_kind.replace("-", "_"), _means, ["heart", "threads", "churn", "vfork-parent"])
+
+
+class EveryBlockingCall(harness.E2eTest):
+    """No call that a thread may be inside of shows that it was moved."""
+
+    def test_no_call_returns_early_or_with_eintr(self):
+        names = self.lab.source.run([harness.WORKLOADS / "eintr", "--list"]).stdout.split()
+        self.assertGreater(len(names), 10)
+        for name in names:
+            with self.subTest(call=name):
+                workload = self.lab.workload("eintr", "--call", name, "--timeout-ms", "300")
+                self.lab.move(workload)
+                self.lab.move(workload)
+                # The call it was inside of during the second move must have had its turn to
+                # return; those that never do are judged by not returning.
+                if workload.report.counter("returns") > 0:
+                    self.assert_goes_on(workload, 2)
+                self.assert_finishes_well(workload)
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main())
