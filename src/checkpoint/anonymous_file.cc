@@ -27,11 +27,8 @@ absl::Status Unreadable(const Descriptor& descriptor, absl::string_view what) {
 absl::StatusOr<uint64_t> Number(const Descriptor& descriptor, absl::string_view key, int base) {
   const auto text = descriptor.info.Find(key);
   uint64_t value = 0;
-  if (!text.has_value() || std::sscanf(std::string(*text).c_str(),
-                                       base == 16  ? "%" SCNx64
-                                       : base == 8 ? "%" SCNo64
-                                                   : "%" SCNu64,
-                                       &value) != 1) {
+  if (!text.has_value() ||
+      std::sscanf(std::string(*text).c_str(), base == 16 ? "%" SCNx64 : "%" SCNu64, &value) != 1) {
     return Unreadable(descriptor, key);
   }
   return value;
@@ -79,13 +76,19 @@ absl::StatusOr<uint32_t> AddTimerFd(FileContext& context, const Descriptor& desc
   auto& body = StartEntry(entry, criu::TIMERFD, entry.mutable_tfd(), descriptor);
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t clock, Number(descriptor, "clockid", 10));
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t ticks, Number(descriptor, "ticks", 10));
-  PREDUMP_ASSIGN_OR_RETURN(const uint64_t flags, Number(descriptor, "settime flags", 8));
+  // "settime flags: 01": FdInfo takes the first word for the key.
+  const auto settime = descriptor.info.Find("settime");
+  uint32_t flags = 0;
+  if (!settime.has_value() ||
+      std::sscanf(std::string(*settime).c_str(), "flags: %" SCNo32, &flags) != 1) {
+    return Unreadable(descriptor, "settime flags");
+  }
   uint64_t seconds = 0;
   uint64_t nanoseconds = 0;
   PREDUMP_RETURN_IF_ERROR(TimePair(descriptor, "it_value", &seconds, &nanoseconds));
   body.set_clockid(static_cast<uint32_t>(clock));
   body.set_ticks(ticks);
-  body.set_settime_flags(static_cast<uint32_t>(flags));
+  body.set_settime_flags(flags);
   body.set_vsec(seconds);
   body.set_vnsec(nanoseconds);
   PREDUMP_RETURN_IF_ERROR(TimePair(descriptor, "it_interval", &seconds, &nanoseconds));

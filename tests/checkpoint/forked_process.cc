@@ -1,0 +1,112 @@
+#include "tests/checkpoint/forked_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "src/base/errors.h"
+#include "src/images/image_set.h"
+
+namespace predump::checkpoint::testing {
+namespace {
+
+constexpr int kReadyFd = 1000;
+
+[[noreturn]] void RunChild(int ready, const ForkedProcess::Body& set_up,
+                           const ForkedProcess::Body& go_on) {
+  ::setsid();
+  const int null = ::open("/dev/null", O_RDWR);
+  Require(::dup3(ready, kReadyFd, O_CLOEXEC) == kReadyFd, "dup3");
+  // Standard error stays until the set-up is done: it says what went wrong.
+  ::dup2(null, 0);
+  ::dup2(null, 1);
+  ::close_range(3, kReadyFd - 1, 0);
+  ::close_range(kReadyFd + 1, ~0u, 0);
+  set_up();
+  ::dup2(0, 2);
+  Require(::write(kReadyFd, "R", 1) == 1, "write");
+  ::close(kReadyFd);
+  if (go_on) go_on();
+  while (true) ::pause();
+}
+
+}  // namespace
+
+void Require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "child: %s: errno %d\n", what, errno);
+  ::_exit(99);
+}
+
+ForkedProcess::ForkedProcess(const Body& set_up, const Body& go_on) {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) std::abort();
+  pid_ = ::fork();
+  if (pid_ < 0) std::abort();
+  if (pid_ == 0) RunChild(ends[1], set_up, go_on);
+  ::close(ends[1]);
+  char byte = 0;
+  const bool ready = ::read(ends[0], &byte, 1) == 1;
+  // The child's own end is closed once this reads as end of file.
+  while (ready && ::read(ends[0], &byte, 1) > 0) {
+  }
+  ::close(ends[0]);
+  auto handle = kernel::ProcessHandle::Open(pid_);
+  if (!ready || !handle.ok()) {
+    std::fprintf(stderr, "the child did not get ready\n");
+    std::abort();
+  }
+  handle_.emplace(*std::move(handle));
+}
+
+ForkedProcess::~ForkedProcess() {
+  ::kill(pid_, SIGKILL);
+  ::waitpid(pid_, nullptr, 0);
+}
+
+absl::StatusOr<proto::ProcessState> CaptureOnce(const kernel::ProcessHandle& process,
+                                                const CaptureOptions& options) {
+  PREDUMP_ASSIGN_OR_RETURN(Capturer capturer, Capturer::Create(process, options));
+  PREDUMP_ASSIGN_OR_RETURN(const auto vmas, pagemap::VmaList::Read(process, true));
+  PREDUMP_RETURN_IF_ERROR(capturer.Survey(vmas));
+  PREDUMP_RETURN_IF_ERROR(capturer.NoteSleepers());
+  PREDUMP_ASSIGN_OR_RETURN(auto frozen, kernel::FrozenProcess::Freeze(process, absl::Seconds(5)));
+  PREDUMP_ASSIGN_OR_RETURN(const auto frozen_vmas, pagemap::VmaList::Read(process, false));
+  auto state = capturer.Capture(frozen, frozen_vmas);
+  PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
+  return state;
+}
+
+absl::StatusOr<std::vector<std::string>> BlockersOf(const kernel::ProcessHandle& process,
+                                                    const CaptureOptions& options) {
+  PREDUMP_ASSIGN_OR_RETURN(Capturer capturer, Capturer::Create(process, options));
+  PREDUMP_ASSIGN_OR_RETURN(const auto vmas, pagemap::VmaList::Read(process, true));
+  PREDUMP_ASSIGN_OR_RETURN(const Survey survey, capturer.Survey(vmas));
+  std::vector<std::string> texts;
+  for (const auto& blocker : survey.blockers) {
+    texts.push_back(absl::StrCat(blocker.what(), ": ", blocker.reason()));
+  }
+  return texts;
+}
+
+const criu::file_entry& FileOf(const proto::ProcessState& state, uint32_t fd) {
+  const criu::file_entry* file = images::FileIndex(state).FindByDescriptor(fd);
+  if (file == nullptr) {
+    std::fprintf(stderr, "no descriptor %u in the state\n", fd);
+    std::abort();
+  }
+  return *file;
+}
+
+const proto::FileExtra* ExtraOf(const proto::ProcessState& state, uint32_t fd) {
+  return images::FileIndex(state).FindExtra(FileOf(state, fd).id());
+}
+
+}  // namespace predump::checkpoint::testing
