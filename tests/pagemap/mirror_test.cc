@@ -14,6 +14,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "src/base/errors.h"
 #include "src/pagemap/full_tracker.h"
 #include "src/pagemap/uffd_wp_tracker.h"
 #include "tests/pagemap/memory_actor.h"
@@ -186,6 +187,15 @@ TEST_P(MirrorTest, FollowsAProcessThatNeverRests) {
     EXPECT_THAT(mover_->Finish(), IsEmpty()) << "session " << session;
     actor_.StopLoop();
   }
+}
+
+// The helper shares the memory, which therefore outlives the process.
+TEST_P(MirrorTest, AnExitedProcessIsReportedAlsoWhereItsMemoryLivesOn) {
+  mover_->ScanAndSend();
+  actor_.Kill();
+  EXPECT_TRUE(base::IsTargetExited(tracker_->ScanAndReset(mover_->layout()).status()));
+  EXPECT_TRUE(base::IsTargetExited(tracker_->FinalScan(mover_->layout()).status()));
+  EXPECT_TRUE(tracker_->Disarm().ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(TrackersAndSources, MirrorTest,

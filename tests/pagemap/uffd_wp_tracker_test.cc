@@ -82,7 +82,8 @@ class UffdWpTrackerTest : public testing::Test {
     return kib;
   }
 
-  std::string VmFlagsAt(uint64_t address) {
+  // The line of smaps that begins with `field`, for the mapping at `address`.
+  std::string SmapsLine(const std::string& field, uint64_t address) {
     std::ifstream smaps(absl::StrCat("/proc/", actor_.pid(), "/smaps"));
     std::string line;
     bool inside = false;
@@ -91,11 +92,17 @@ class UffdWpTrackerTest : public testing::Test {
       unsigned long end = 0;
       if (sscanf(line.c_str(), "%lx-%lx ", &start, &end) == 2) {
         inside = start <= address && address < end;
-      } else if (inside && line.rfind("VmFlags:", 0) == 0) {
+      } else if (inside && line.rfind(field, 0) == 0) {
         return line;
       }
     }
     return "";
+  }
+
+  std::string VmFlagsAt(uint64_t address) { return SmapsLine("VmFlags:", address); }
+  uint64_t SmapsKiB(const std::string& field, uint64_t address) {
+    const std::string line = SmapsLine(field, address);
+    return line.empty() ? 0 : std::stoull(line.substr(field.size()));
   }
 
   // A file of `pages` pages, each filled with its number plus one.
@@ -362,6 +369,17 @@ TEST_F(UffdWpTrackerTest, LargeReservationsAreProtected64MiBAtATimeToo) {
   EXPECT_LE(tracker_->statistics().scanner.most_pages_in_one_reset.value(), 64 * kMiB / kPage);
 }
 
+// A step that ended inside a huge page would split it.
+TEST_F(UffdWpTrackerTest, StepsCutNoHugePage) {
+  actor_.Map(kBase + kMiB, 130 * kMiB);
+  ASSERT_EQ(actor_.Syscall(SYS_madvise, {kBase + kMiB, 130 * kMiB, MADV_HUGEPAGE}), 0);
+  actor_.Write(kBase + kMiB, 130 * kMiB, 1);
+  const uint64_t before = SmapsKiB("AnonHugePages:", kBase + kMiB);
+  ASSERT_GT(before, 64u << 10);
+  mover_->ScanAndSend();
+  EXPECT_EQ(SmapsKiB("AnonHugePages:", kBase + kMiB), before);
+}
+
 TEST_F(UffdWpTrackerTest, DisarmsAtMost64MiBUnderOneHoldOfTheMemoryLock) {
   actor_.Map(kBase, 160 * kMiB);
   actor_.Write(kBase, 160 * kMiB, 1);
@@ -392,6 +410,12 @@ TEST_F(UffdWpTrackerTest, ForeignUserfaultfdIsResentEachRoundWithAReason) {
   // Its marks were not touched either.
   EXPECT_EQ(PagemapEntry(kBase) & kernel::kPagemapUffdWp, 0u);
   actor_.Discard(kBase, kPage);
+  // The application resets what it tracks: that hides a write from a scan that trusts its marks.
+  actor_.Write(kBase + 3 * kPage, kPage, 2);
+  auto scanner = PageScanner::Open(actor_.process());
+  ASSERT_TRUE(scanner.ok());
+  ASSERT_TRUE(
+      scanner->Written(Range(kBase, 16 * kPage), Protection::kReset, WalkPace::kWhole).ok());
   EXPECT_THAT(mover_->Finish(), IsEmpty());
 }
 
