@@ -81,6 +81,7 @@ struct Capturer::Impl {
   std::optional<kernel::TaskCapture> tasks;
   absl::Status diag_status;
   std::optional<SocketDiag> diag;
+  LastingFacts facts;
   IdentityCache identities;
   FlagMemory flags;
   absl::flat_hash_map<pid_t, uint64_t> asleep_since;  // by tid of our namespace, CLOCK_MONOTONIC
@@ -110,7 +111,8 @@ absl::Status Capturer::Impl::FillThreads(const kernel::TaskSnapshot& snapshot,
     PREDUMP_RETURN_IF_ERROR(
         FillThreadAttributes(record, record.tid.observer, **creds, *state.add_threads()));
   }
-  return FillTask(*process, snapshot, *state.mutable_threads(0)->mutable_core()->mutable_tc());
+  FillTask(facts, snapshot, *state.mutable_threads(0)->mutable_core()->mutable_tc());
+  return absl::OkStatus();
 }
 
 absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
@@ -119,7 +121,7 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
   RefuseKernelState(snapshot, blockers);
   PREDUMP_RETURN_IF_ERROR(RefuseRelations(*process, snapshot, blockers));
   PREDUMP_ASSIGN_OR_RETURN(const kernel::StatusFields status, kernel::ReadStatus(*process));
-  PREDUMP_RETURN_IF_ERROR(FillIdentity(*process, status, snapshot, options.tcp_close, state));
+  FillIdentity(facts, status, snapshot, options.tcp_close, state);
   PREDUMP_RETURN_IF_ERROR(FillThreads(snapshot, state));
   PREDUMP_RETURN_IF_ERROR(FillMemoryAddresses(*process, snapshot.process, state));
   FileRegistry files(state, identities);
@@ -212,6 +214,7 @@ absl::StatusOr<Capturer> Capturer::Create(const kernel::ProcessHandle& process,
   auto impl = std::make_unique<Impl>();
   impl->process = &process;
   impl->options = options;
+  PREDUMP_ASSIGN_OR_RETURN(impl->facts, ReadLastingFacts(process));
   if (!options.use_bpf) {
     impl->bpf_status = absl::UnimplementedError("BPF was switched off");
   } else if (auto tasks = kernel::TaskCapture::Create(process.pid()); tasks.ok()) {

@@ -1,15 +1,16 @@
 #include "src/checkpoint/file_registry.h"
 
-#include "src/base/errors.h"
-
 namespace predump::checkpoint {
 
-absl::StatusOr<uint32_t> FileRegistry::ByPath(const std::string& path, bool with_build_id) {
-  if (const auto known = by_path_.find(path); known != by_path_.end()) return known->second;
-  PREDUMP_ASSIGN_OR_RETURN(const FileIdentity identity, identities_->Look(path, with_build_id));
-  const uint32_t id = builder_.AddFile(RegularFileEntry(path, 0, 0, identity));
-  by_path_.emplace(path, id);
-  return id;
+uint32_t FileRegistry::ByPath(const std::string& path, const FileIdentity& identity) {
+  const auto [known, added] = by_path_.try_emplace(path, 0);
+  if (added) known->second = builder_.AddFile(RegularFileEntry(path, 0, 0, identity));
+  return known->second;
+}
+
+uint32_t FileRegistry::FindByPath(const std::string& path) const {
+  const auto known = by_path_.find(path);
+  return known == by_path_.end() ? 0 : known->second;
 }
 
 }  // namespace predump::checkpoint

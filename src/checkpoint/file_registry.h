@@ -7,7 +7,6 @@
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/status/statusor.h"
 #include "proto/state.pb.h"
 #include "src/checkpoint/regular_file.h"
 #include "src/images/image_set.h"
@@ -21,8 +20,9 @@ class FileRegistry {
       : builder_(state), identities_(&identities) {}
 
   // The id of the path's own entry (flags 0, offset 0), made when it is asked for first.
-  // Errors: as IdentityCache::Look.
-  absl::StatusOr<uint32_t> ByPath(const std::string& path, bool with_build_id);
+  uint32_t ByPath(const std::string& path, const FileIdentity& identity);
+  // 0 where it has not been asked for yet.
+  uint32_t FindByPath(const std::string& path) const;
 
   images::StateBuilder& builder() { return builder_; }
   IdentityCache& identities() { return *identities_; }

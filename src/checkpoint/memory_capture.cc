@@ -72,24 +72,34 @@ bool IsKernelProvided(const pagemap::Vma& vma) {
          vma.kind == pagemap::VmaKind::kVsyscall;
 }
 
-// Whether the path of a file mapping leads to the file that is mapped. Device numbers in maps are
-// not those of stat(2) on some file systems; then map_files, which is the file itself, decides.
-absl::Status CheckMappedFile(const kernel::ProcessHandle& process, const pagemap::Vma& vma,
-                             FileRegistry& files, const std::string& name, BlockerList& blockers) {
-  const auto at_path = files.identities().Look(vma.path, true);
-  if (at_path.ok() && at_path->stat.st_ino == vma.inode && at_path->stat.st_dev == vma.device) {
-    return absl::OkStatus();
+// The id of the file a mapping is of, 0 with a blocker where its path leads elsewhere. Device
+// numbers in maps are not those of stat(2) on some file systems; then map_files, which is the file
+// itself, decides. `surveying`: look again even where it is known.
+absl::StatusOr<uint32_t> MappedFile(const kernel::ProcessHandle& process, const pagemap::Vma& vma,
+                                    bool surveying, FileRegistry& files, const std::string& name,
+                                    BlockerList& blockers) {
+  IdentityCache& identities = files.identities();
+  const FileIdentity* noted = identities.FindMapped(vma.path, vma.device, vma.inode);
+  if (const uint32_t id = files.FindByPath(vma.path); noted != nullptr && id != 0) return id;
+  // A file mapped shared may have been written to: its size is read anew.
+  if (noted != nullptr && !surveying && vma.kind == pagemap::VmaKind::kFilePrivate) {
+    return files.ByPath(vma.path, *noted);
   }
-  struct stat actual;
-  const std::string link = absl::StrCat("map_files/", vma.range.ToString());
-  if (::fstatat(process.proc_fd(), link.c_str(), &actual, 0) != 0) {
-    return process.ErrorFor(errno, "stat " + link);
+  const auto at_path = identities.Look(vma.path, true);
+  if (!at_path.ok() || at_path->stat.st_ino != vma.inode || at_path->stat.st_dev != vma.device) {
+    struct stat actual;
+    const std::string link = absl::StrCat("map_files/", vma.range.ToString());
+    if (::fstatat(process.proc_fd(), link.c_str(), &actual, 0) != 0) {
+      return process.ErrorFor(errno, "stat " + link);
+    }
+    if (const auto why = WhyNotReachable(vma.path, actual, at_path); why.has_value()) {
+      blockers.Add(name, absl::StrCat(*why, " (", vma.path, ")"),
+                   "restart the program after an update of its files");
+      return 0;
+    }
   }
-  if (const auto why = WhyNotReachable(vma.path, actual, at_path); why.has_value()) {
-    blockers.Add(name, absl::StrCat(*why, " (", vma.path, ")"),
-                 "restart the program after an update of its files");
-  }
-  return absl::OkStatus();
+  identities.NoteMapped(vma.path, vma.device, vma.inode, *at_path);
+  return files.ByPath(vma.path, *at_path);
 }
 
 void RefuseFlags(const kernel::VmaFlags& flags, bool surveying, const std::string& name,
@@ -104,7 +114,7 @@ void RefuseFlags(const kernel::VmaFlags& flags, bool surveying, const std::strin
 }
 
 absl::Status AddMapping(const kernel::ProcessHandle& process, const pagemap::Vma& vma,
-                        const kernel::VmaFlags& flags, FileRegistry& files,
+                        const kernel::VmaFlags& flags, bool surveying, FileRegistry& files,
                         proto::ProcessState& state, BlockerList& blockers,
                         const std::string& name) {
   criu::vma_entry entry;
@@ -125,10 +135,10 @@ absl::Status AddMapping(const kernel::ProcessHandle& process, const pagemap::Vma
   if (vma.kind == pagemap::VmaKind::kVvar) advice = uint64_t{1} << MADV_DONTDUMP;
   if (advice != 0) entry.set_madv(advice);
   if (is_file) {
-    PREDUMP_RETURN_IF_ERROR(CheckMappedFile(process, vma, files, name, blockers));
-    const auto id = files.ByPath(vma.path, true);
-    if (!id.ok()) return absl::OkStatus();  // CheckMappedFile has said why
-    entry.set_shmid(*id);
+    PREDUMP_ASSIGN_OR_RETURN(const uint32_t id,
+                             MappedFile(process, vma, surveying, files, name, blockers));
+    if (id == 0) return absl::OkStatus();
+    entry.set_shmid(id);
     const bool writable = vma.kind == pagemap::VmaKind::kFileShared &&
                           (flags.Has(VmFlag::kMayWrite) || (vma.prot & PROT_WRITE) != 0);
     entry.set_fdflags(writable ? O_RDWR : O_RDONLY);
@@ -164,7 +174,7 @@ absl::StatusOr<uint32_t> LinkedFile(const kernel::ProcessHandle& process, const 
     blockers.Add(absl::StrCat("attribute ", name), absl::StrCat(*why, " (", *path, ")"));
     return 0;
   }
-  return files.ByPath(*path, with_build_id);
+  return files.ByPath(*path, *at_path);
 }
 
 }  // namespace
@@ -194,7 +204,8 @@ absl::Status FillMappings(const kernel::ProcessHandle& process, const pagemap::V
     }
     const kernel::VmaFlags known = flags.Of(vma);
     RefuseFlags(known, surveying, name, blockers);
-    PREDUMP_RETURN_IF_ERROR(AddMapping(process, vma, known, files, state, blockers, name));
+    PREDUMP_RETURN_IF_ERROR(
+        AddMapping(process, vma, known, surveying, files, state, blockers, name));
   }
   return absl::OkStatus();
 }

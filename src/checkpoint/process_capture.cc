@@ -22,7 +22,6 @@ namespace predump::checkpoint {
 namespace {
 
 constexpr uint64_t kNanosecondsPerSecond = 1'000'000'000;
-constexpr uint32_t kNoLoginUid = 0xffffffff;
 constexpr int kDumpFilterShift = 2;  // mm->flags: 2 bits of "dumpable", then the filter
 constexpr uint64_t kDumpFilterMask = 0x1ff;
 
@@ -76,6 +75,19 @@ void FillIds(uint32_t object_id, criu::task_kobj_ids_entry& ids) {
 
 }  // namespace
 
+absl::StatusOr<LastingFacts> ReadLastingFacts(const kernel::ProcessHandle& process) {
+  LastingFacts facts;
+  PREDUMP_ASSIGN_OR_RETURN(facts.clock_offsets, kernel::ReadTimeOffsets(process.pid()));
+  PREDUMP_ASSIGN_OR_RETURN(facts.our_clock_offsets, kernel::ReadTimeOffsets(::getpid()));
+  const auto login = kernel::ReadLoginUid(process);
+  if (login.ok()) {
+    facts.login_uid = *login;
+  } else if (base::IsTargetExited(login.status()) || !absl::IsNotFound(login.status())) {
+    return login.status();
+  }
+  return facts;
+}
+
 void FillTimers(const kernel::ProcessRecord& record, criu::task_timers_entry& timers) {
   const bool armed = record.real_timer_armed != 0;
   const uint64_t left = record.real_timer_expires > record.monotonic_now
@@ -86,8 +98,8 @@ void FillTimers(const kernel::ProcessRecord& record, criu::task_timers_entry& ti
   FillCpuTimer(record.profiling_timer, *timers.mutable_prof());
 }
 
-absl::Status FillTask(const kernel::ProcessHandle& process, const kernel::TaskSnapshot& snapshot,
-                      criu::task_core_entry& task) {
+void FillTask(const LastingFacts& facts, const kernel::TaskSnapshot& snapshot,
+              criu::task_core_entry& task) {
   const kernel::ProcessRecord& record = snapshot.process;
   const kernel::ThreadRecord& leader = snapshot.threads.front();
   task.set_task_state(images::kTaskAlive);
@@ -115,14 +127,10 @@ absl::Status FillTask(const kernel::ProcessHandle& process, const kernel::TaskSn
   }
   task.set_oom_score_adj(record.oom_score_adj);
   task.set_child_subreaper(record.is_child_subreaper != 0);
-  const auto login = kernel::ReadLoginUid(process);
-  if (!login.ok() && !absl::IsNotFound(login.status())) return login.status();
-  if (base::IsTargetExited(login.status())) return login.status();
-  task.set_loginuid(login.ok() ? *login : kNoLoginUid);
+  task.set_loginuid(facts.login_uid);
   if (const uint64_t commands = MembarrierRegistrations(record.membarrier_state); commands != 0) {
     task.set_membarrier_registration_mask(static_cast<uint32_t>(commands));
   }
-  return absl::OkStatus();
 }
 
 absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
@@ -161,9 +169,9 @@ absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
   return absl::OkStatus();
 }
 
-absl::Status FillIdentity(const kernel::ProcessHandle& process, const kernel::StatusFields& status,
-                          const kernel::TaskSnapshot& snapshot, bool tcp_close,
-                          proto::ProcessState& state) {
+void FillIdentity(const LastingFacts& facts, const kernel::StatusFields& status,
+                  const kernel::TaskSnapshot& snapshot, bool tcp_close,
+                  proto::ProcessState& state) {
   const uint32_t pid = static_cast<uint32_t>(snapshot.process.tgid.own);
   state.set_pid(pid);
   criu::pstree_entry& tree = *state.mutable_pstree();
@@ -186,8 +194,8 @@ absl::Status FillIdentity(const kernel::ProcessHandle& process, const kernel::St
   FillIds(2, *state.mutable_ids());
 
   // The engine's clocks may be shifted too, hence the detour over the host's.
-  PREDUMP_ASSIGN_OR_RETURN(const auto theirs, kernel::ReadTimeOffsets(process.pid()));
-  PREDUMP_ASSIGN_OR_RETURN(const auto ours, kernel::ReadTimeOffsets(::getpid()));
+  const kernel::TimeOffsets& theirs = facts.clock_offsets;
+  const kernel::TimeOffsets& ours = facts.our_clock_offsets;
   const int64_t monotonic =
       base::ClockNanoseconds(CLOCK_MONOTONIC) - ours.monotonic_ns + theirs.monotonic_ns;
   const int64_t boottime =
@@ -197,7 +205,6 @@ absl::Status FillIdentity(const kernel::ProcessHandle& process, const kernel::St
   state.mutable_extra()->set_freeze_monotonic_ns(monotonic);
   state.mutable_extra()->set_freeze_boottime_ns(boottime);
   state.mutable_extra()->set_personality(snapshot.threads.front().personality);
-  return absl::OkStatus();
 }
 
 }  // namespace predump::checkpoint

@@ -2,20 +2,31 @@
 #ifndef PREDUMP_CHECKPOINT_PROCESS_CAPTURE_H_
 #define PREDUMP_CHECKPOINT_PROCESS_CAPTURE_H_
 
+#include <cstdint>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "proto/state.pb.h"
 #include "src/kernel/bpf/task_capture.h"
 #include "src/kernel/process.h"
 #include "src/kernel/procfs.h"
+#include "src/kernel/time_offsets.h"
 
 namespace predump::checkpoint {
 
-// The leader's task_core_entry: state, name, limits, signal actions; no pending signals.
-absl::Status FillTask(const kernel::ProcessHandle& process, const kernel::TaskSnapshot& snapshot,
-                      criu::task_core_entry& task);
+// What cannot change while a migration goes on, read before the freeze.
+struct LastingFacts {
+  kernel::TimeOffsets clock_offsets;      // of the process
+  kernel::TimeOffsets our_clock_offsets;  // of this program
+  uint32_t login_uid = 0xffffffff;        // unset
+};
+absl::StatusOr<LastingFacts> ReadLastingFacts(const kernel::ProcessHandle& process);
 
-// What is left of the three interval timers. `snapshot` is read anew where an alarm could have gone
-// off since the first.
+// The leader's task_core_entry: state, name, limits, signal actions; no pending signals.
+void FillTask(const LastingFacts& facts, const kernel::TaskSnapshot& snapshot,
+              criu::task_core_entry& task);
+
+// What is left of the three interval timers.
 void FillTimers(const kernel::ProcessRecord& record, criu::task_timers_entry& timers);
 
 // Addresses, auxiliary vector, dumpable; no mappings and no executable.
@@ -23,9 +34,8 @@ absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
                                  const kernel::ProcessRecord& record, proto::ProcessState& state);
 
 // Ids in the process tree, inventory, clocks as the process reads them now.
-absl::Status FillIdentity(const kernel::ProcessHandle& process, const kernel::StatusFields& status,
-                          const kernel::TaskSnapshot& snapshot, bool tcp_close,
-                          proto::ProcessState& state);
+void FillIdentity(const LastingFacts& facts, const kernel::StatusFields& status,
+                  const kernel::TaskSnapshot& snapshot, bool tcp_close, proto::ProcessState& state);
 
 }  // namespace predump::checkpoint
 

@@ -43,6 +43,20 @@ absl::StatusOr<FileIdentity> IdentityCache::Look(const std::string& path, bool w
   return identity;
 }
 
+void IdentityCache::NoteMapped(const std::string& path, uint64_t device, uint64_t inode,
+                               const FileIdentity& identity) {
+  mapped_[path] = {.device = device, .inode = inode, .identity = identity};
+}
+
+const FileIdentity* IdentityCache::FindMapped(const std::string& path, uint64_t device,
+                                              uint64_t inode) const {
+  const auto noted = mapped_.find(path);
+  if (noted == mapped_.end() || noted->second.device != device || noted->second.inode != inode) {
+    return nullptr;
+  }
+  return &noted->second.identity;
+}
+
 criu::file_entry RegularFileEntry(const std::string& path, uint32_t flags, uint64_t position,
                                   const FileIdentity& identity) {
   criu::file_entry file;

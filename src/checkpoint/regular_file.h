@@ -28,7 +28,21 @@ class IdentityCache {
   // Errors: NotFound nothing at `path`; else from open(2), stat(2).
   absl::StatusOr<FileIdentity> Look(const std::string& path, bool with_build_id);
 
+  // Notes that `path` was found to lead to the file that maps calls {device, inode}. As long as
+  // maps does not say "(deleted)" that holds, and a frozen process need not wait for it to be asked
+  // again.
+  void NoteMapped(const std::string& path, uint64_t device, uint64_t inode,
+                  const FileIdentity& identity);
+  // What was noted, null where nothing was.
+  const FileIdentity* FindMapped(const std::string& path, uint64_t device, uint64_t inode) const;
+
  private:
+  struct Mapped {
+    uint64_t device;
+    uint64_t inode;
+    FileIdentity identity;
+  };
+  absl::flat_hash_map<std::string, Mapped> mapped_;
   absl::flat_hash_map<std::string, FileIdentity> known_;
 };
 

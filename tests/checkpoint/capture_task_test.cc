@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -343,11 +344,16 @@ TEST(CaptureTask, LeavesNoTrace) {
     Require(::write(ends[1], "data", 4) == 4, "write");
     Require(::socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0, "socketpair");
     Require(::write(ends[1], "data", 4) == 4, "write");
+    // A thread starts with all signals blocked; seen from outside that is a difference.
+    static std::atomic<int> running = 0;
     for (int i = 0; i < 3; ++i) {
       std::thread([] {
+        running.fetch_add(1);
+        running.notify_one();
         while (true) ::pause();
       }).detach();
     }
+    for (int seen = running; seen < 3; seen = running) running.wait(seen);
   });
   const auto before = test_support::ProcSnapshot::Take(child.pid());
   ASSERT_TRUE(before.ok()) << before.status();
