@@ -16,11 +16,53 @@ constexpr int kReadWrite = PROT_READ | PROT_WRITE;
 constexpr int kAnonymous = MAP_PRIVATE | MAP_ANONYMOUS;
 constexpr size_t kFilePages = 512;
 constexpr uint64_t kFileSeed = 0xF11E;
+constexpr size_t kNewcomerPages = 48;
 
 template <typename T>
 std::span<T> MapArray(size_t count) {
   const size_t pages = (count * sizeof(T) + kPageBytes - 1) / kPageBytes;
   return {static_cast<T*>(MapPages(pages)), count};
+}
+
+// A mapping of its own between two inaccessible pages: one that had merged with a neighbour in use
+// could not merge with another any more.
+std::byte* MapUntouched(size_t pages) {
+  void* fenced = mmap(nullptr, (pages + 2) * kPageBytes, PROT_NONE, kAnonymous, -1, 0);
+  Require(fenced != MAP_FAILED, "mmap");
+  std::byte* start = static_cast<std::byte*>(fenced) + kPageBytes;
+  Must(mprotect(start, pages * kPageBytes, kReadWrite), "mprotect");
+  return start;
+}
+
+// Whether `address` lies inside a mapping that begins before it. Reads without allocating.
+bool IsWithinOneMapping(const void* address) {
+  const int fd = Must(open("/proc/self/maps", O_RDONLY | O_CLOEXEC), "/proc/self/maps");
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  char buffer[4096];
+  std::array<uintptr_t, 2> bounds = {};
+  enum { kStart, kEnd, kRest } field = kStart;
+  bool found = false;
+  ssize_t size;
+  while (!found && (size = read(fd, buffer, sizeof buffer)) > 0) {
+    for (const char c : std::span(buffer, static_cast<size_t>(size))) {
+      if (c == '\n') {
+        field = kStart;
+        bounds = {};
+      } else if (field == kRest) {
+        continue;
+      } else if (c == '-') {
+        field = kEnd;
+      } else if (c == ' ') {
+        field = kRest;
+        found = found || (bounds[0] < wanted && wanted < bounds[1]);
+      } else {
+        const auto digit = static_cast<uintptr_t>(c <= '9' ? c - '0' : c - 'a' + 10);
+        bounds[field] = bounds[field] << 4 | digit;
+      }
+    }
+  }
+  close(fd);
+  return found;
 }
 
 }  // namespace
@@ -33,7 +75,7 @@ ChurnRegions::ChurnRegions(Workload& workload, const Settings& settings)
       refused_(workload.AddCounter("mremap_refused")),
       maps_(workload.AddCounter("maps")),
       moves_(workload.AddCounter("moves")),
-      merges_(workload.AddCounter("placed_beside")),
+      merges_(workload.AddCounter("merges")),
       discards_(workload.AddCounter("discards")),
       protects_(workload.AddCounter("protects")) {
   file_ = Must(open(settings.file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644),
@@ -48,8 +90,9 @@ ChurnRegions::ChurnRegions(Workload& workload, const Settings& settings)
   for (size_t i = 0; i < regions_.size(); ++i) {
     regions_[i].records = records.subspan(i * settings.most_pages, settings.most_pages);
   }
-  MapAnonymous(regions_[0], nullptr, settings.most_pages);
+  MapAnonymous(regions_[0], settings.most_pages);
   for (size_t i = 0; i < regions_[0].pages; ++i) WritePage(regions_[0], i);
+  newcomer_ = MapUntouched(kNewcomerPages);
 }
 
 uint64_t ChurnRegions::Base(const Region& region, size_t page) const {
@@ -112,16 +155,21 @@ size_t ChurnRegions::Write(Region& region, size_t pages) {
   return written;
 }
 
-size_t ChurnRegions::MapAnonymous(Region& region, std::byte* address, size_t pages) {
-  const int fixed = address == nullptr ? 0 : MAP_FIXED;
-  void* memory = mmap(address, pages * kPageBytes, kReadWrite, kAnonymous | fixed, -1, 0);
-  Require(memory != MAP_FAILED, "mmap");
-  region.start = static_cast<std::byte*>(memory);
+void ChurnRegions::Adopt(Region& region, std::byte* start, size_t pages) {
+  region.start = start;
   region.pages = pages;
   region.key = workload_.seed() * 1'000'003 + next_key_++;
   region.file_backed = false;
+  region.unmoved = false;
   std::fill_n(region.records.begin(), pages, PageRecord{0, kReadWrite});
   maps_++;
+}
+
+size_t ChurnRegions::MapAnonymous(Region& region, size_t pages) {
+  void* memory = mmap(nullptr, pages * kPageBytes, kReadWrite, kAnonymous, -1, 0);
+  Require(memory != MAP_FAILED, "mmap");
+  Adopt(region, static_cast<std::byte*>(memory), pages);
+  region.unmoved = true;
   size_t written = 0;  // with holes
   for (size_t i = 0; i < pages; i += 1 + random_.Below(4), ++written) WritePage(region, i);
   return written;
@@ -131,12 +179,8 @@ size_t ChurnRegions::MapFile(Region& region) {
   const size_t pages = 1 + random_.Below(std::min(kFilePages, settings_.most_pages));
   void* memory = mmap(nullptr, pages * kPageBytes, kReadWrite, MAP_PRIVATE, file_, 0);
   Require(memory != MAP_FAILED, "mmap of the file");
-  region.start = static_cast<std::byte*>(memory);
-  region.pages = pages;
-  region.key = workload_.seed() * 1'000'003 + next_key_++;
+  Adopt(region, static_cast<std::byte*>(memory), pages);
   region.file_backed = true;
-  std::fill_n(region.records.begin(), pages, PageRecord{0, kReadWrite});
-  maps_++;
   return Write(region, pages / 4);
 }
 
@@ -163,6 +207,7 @@ bool ChurnRegions::Move(Region& region, std::byte* address, int flags) {
     return false;
   }
   region.start = static_cast<std::byte*>(moved);
+  region.unmoved = false;
   moves_++;
   return true;
 }
@@ -178,6 +223,7 @@ void ChurnRegions::Resize(Region& region) {
     return;
   }
   region.start = static_cast<std::byte*>(moved);
+  region.unmoved = false;
   for (size_t i = region.pages; i < pages; ++i) region.records[i] = {0, kReadWrite};
   region.pages = pages;
   moves_++;
@@ -185,37 +231,31 @@ void ChurnRegions::Resize(Region& region) {
 
 void ChurnRegions::MoveAside(Region& region) { Move(region, nullptr, 0); }
 
-// Out of its place, back into it beside a new neighbour: what was one mapping may merge again.
+// The tail of a mapping goes, and a mapping from elsewhere that was never touched takes its place:
+// mremap merges the two, and what was known of either is no longer true.
 void ChurnRegions::MoveBesideAnother(Region& region) {
   Region& other = Pick();
-  if (&other == &region || other.start != nullptr || region.file_backed) return;
-  const size_t pages = 1 + random_.Below(settings_.most_pages);
-  // A place for both, with certainty free: reserved, then given up in one piece.
-  const size_t bytes = (region.pages + pages) * kPageBytes;
-  void* place = mmap(nullptr, bytes, PROT_NONE, kAnonymous | MAP_NORESERVE, -1, 0);
-  Require(place != MAP_FAILED, "mmap");
-  auto* start = static_cast<std::byte*>(place);
-  if (!Move(region, start)) {
-    Must(munmap(place, bytes), "munmap");
-    return;
-  }
-  // First never touched and elsewhere, then moved: a merging mremap.
-  const size_t newcomer_bytes = pages * kPageBytes;
-  void* newcomer = mmap(nullptr, newcomer_bytes, kReadWrite, kAnonymous, -1, 0);
-  Require(newcomer != MAP_FAILED, "mmap");
-  std::byte* end = start + region.pages * kPageBytes;
-  if (mremap(newcomer, newcomer_bytes, newcomer_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, end) != end) {
+  if (&other == &region || !region.unmoved || region.pages <= kNewcomerPages) return;
+  if (other.start != nullptr) Unmap(other);
+  Unprotect(region);
+  Verify(region, region.pages - kNewcomerPages, kNewcomerPages);
+  region.pages -= kNewcomerPages;
+  std::byte* end = region.start + region.pages * kPageBytes;
+  constexpr size_t kBytes = kNewcomerPages * kPageBytes;
+  Must(munmap(end, kBytes), "munmap");
+  if (mremap(newcomer_, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, end) != end) {
     workload_.Error("mremap beside a neighbour: %s", strerror(errno));
     return;
   }
-  other.start = end;
-  other.pages = pages;
-  other.key = workload_.seed() * 1'000'003 + next_key_++;
-  other.file_backed = false;
-  std::fill_n(other.records.begin(), pages, PageRecord{0, kReadWrite});
-  merges_++;
-  Write(other, pages / 2);
-  Write(region, region.pages / 8);
+  // Its fence is of no more use.
+  Must(munmap(newcomer_ - kPageBytes, kPageBytes), "munmap");
+  Must(munmap(newcomer_ + kBytes, kPageBytes), "munmap");
+  if (IsWithinOneMapping(end)) merges_++;
+  Adopt(other, end, kNewcomerPages);
+  Write(other, kNewcomerPages / 2);
+  Write(region, 1 + region.pages / 8);
+  // The next one is mapped now, so that it has been there for a while when it moves.
+  newcomer_ = MapUntouched(kNewcomerPages);
 }
 
 // MREMAP_DONTUNMAP: the pages go, the mapping stays and reads as zero.
@@ -235,6 +275,7 @@ void ChurnRegions::MoveLeavingZeroes(Region& region) {
   }
   Must(munmap(region.start, bytes), "munmap");
   region.start = static_cast<std::byte*>(moved);
+  region.unmoved = false;
   moves_++;
 }
 
@@ -285,7 +326,7 @@ size_t ChurnRegions::Step() {
   Region& region = Pick();
   if (region.start == nullptr) {
     if (random_.Below(4) == 0) return written + MapFile(region);
-    return written + MapAnonymous(region, nullptr, 1 + random_.Below(settings_.most_pages));
+    return written + MapAnonymous(region, 1 + random_.Below(settings_.most_pages));
   }
   switch (random_.Below(16)) {
     case 0:

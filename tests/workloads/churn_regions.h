@@ -25,6 +25,7 @@ struct Region {
   size_t pages;
   uint64_t key;  // content does not depend on the address: a region may move
   bool file_backed;
+  bool unmoved;  // anonymous, where mmap put it: only there can a newcomer merge with it
   std::span<PageRecord> records;  // room for the largest region
 };
 
@@ -52,7 +53,8 @@ class ChurnRegions {
   void Verify(Region& region, size_t first, size_t count);
   uint64_t Base(const Region& region, size_t page) const;
 
-  size_t MapAnonymous(Region& region, std::byte* address, size_t pages);
+  void Adopt(Region& region, std::byte* start, size_t pages);
+  size_t MapAnonymous(Region& region, size_t pages);
   size_t MapFile(Region& region);
   void Unmap(Region& region);
   void Resize(Region& region);
@@ -74,6 +76,7 @@ class ChurnRegions {
   Random random_;
   int file_ = -1;
   std::span<Region> regions_;
+  std::byte* newcomer_ = nullptr;  // mapped, never touched: the next to move beside another
   uint64_t next_key_ = 1;
   Counter& refused_;
   Counter& maps_;

@@ -222,6 +222,20 @@ TEST_F(WorkloadTest, AProgramStartedAnewOverItsReportIsNoticed) {
   EXPECT_FALSE(again->report().Health().ok());
 }
 
+TEST_F(WorkloadTest, ChurnDoesAllItClaims) {
+  absl::StatusOr<WorkloadProcess> churn = Start("churn");
+  ASSERT_TRUE(churn.ok()) << churn.status();
+  ASSERT_TRUE(churn->report().WaitForProgress(4000, kLong).ok());
+  for (const char* name :
+       {"maps", "moves", "merges", "discards", "protects", "deepest_stack_pages"}) {
+    const absl::StatusOr<uint64_t> count = churn->report().CounterValue(name);
+    ASSERT_TRUE(count.ok()) << count.status();
+    EXPECT_GT(*count, 0U) << name;
+  }
+  const absl::Status verdict = churn->StopAndJudge();
+  EXPECT_TRUE(verdict.ok()) << verdict;
+}
+
 TEST_F(WorkloadTest, DirectIoNoticesAWrongFile) {
   absl::StatusOr<WorkloadProcess> workload = Start("direct-io", {"--file-mib=1"});
   ASSERT_TRUE(workload.ok()) << workload.status();
