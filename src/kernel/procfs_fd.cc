@@ -1,5 +1,7 @@
 #include "src/kernel/procfs_fd.h"
 
+#include <charconv>
+
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -35,7 +37,8 @@ absl::StatusOr<FdInfo> ParseFdInfo(absl::string_view text) {
       ok = absl::SimpleAtoi(value, &info.position);
       has_position = true;
     } else if (key == "flags") {
-      ok = absl::numbers_internal::safe_strtou32_base(value, &info.flags, 8);
+      const char* end = value.data() + value.size();
+      ok = std::from_chars(value.data(), end, info.flags, 8).ptr == end;
     } else if (key == "mnt_id") {
       ok = absl::SimpleAtoi(value, &info.mount_id);
     } else if (key == "ino") {

@@ -7,6 +7,7 @@
 #include <sys/rseq.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <numeric>
@@ -92,6 +93,27 @@ TEST(SetupInjectionTest, GivesUserfaultfdAndHelperAndLeavesNoTrace) {
   const long steps = progress->steps;
   EXPECT_TRUE(Eventually([&] { return progress->steps > steps + 1000; }));
   EXPECT_EQ(progress->wrong, 0);
+}
+
+TEST(SetupInjectionTest, MedianStopOfASleepingTargetIsShort) {
+  ChildProcess child([] {
+    for (;;) ::pause();
+  });
+  const auto process = ProcessHandle::Open(child.pid());
+  for (const bool helper : {false, true}) {
+    std::vector<absl::Duration> stops;
+    for (int i = 0; i < 51; ++i) {
+      const auto setup = InjectSetup(*process, {.helper = helper});
+      ASSERT_TRUE(setup.ok()) << setup.status();
+      ASSERT_EQ(setup->helper.has_value(), helper) << setup->helper_status;
+      stops.push_back(setup->stopped);
+    }
+    std::sort(stops.begin(), stops.end());
+    printf("setup stop %s helper: shortest %.3f ms, median %.3f ms, longest %.3f ms\n",
+           helper ? "with" : "without", absl::ToDoubleMilliseconds(stops.front()),
+           absl::ToDoubleMilliseconds(stops[25]), absl::ToDoubleMilliseconds(stops.back()));
+    EXPECT_LT(stops[25], absl::Milliseconds(50));
+  }
 }
 
 TEST(SetupInjectionTest, WithoutHelperThePaddingIsZeroAgainAtOnce) {
