@@ -6,6 +6,8 @@
 //  I2 Nothing is lost: what a tracker is not sure of, it reports whole.
 //  I3 Until Disarm or destruction the tracked process may run slower, never wrongly, but for what
 //     DESIGN 5 names (mremap across an armed seam).
+//  I4 The lists given to the scans, in their order, are those from which the target's layout is
+//     derived (DiffLayout): what a step maps anew there is reported whole in the same scan.
 // Thread rule: one thread at a time.
 #ifndef PREDUMP_PAGEMAP_DIRTY_TRACKER_H_
 #define PREDUMP_PAGEMAP_DIRTY_TRACKER_H_

@@ -25,9 +25,10 @@ namespace predump::pagemap {
 struct ReadvOptions {
   static constexpr base::ByteCount kSmallestBuffer{64 << 10};
   static constexpr base::ByteCount kLargestBuffer{4 << 20};
-  // Large enough that calls cost nothing, small enough to stay in the second-level cache between
-  // the read and the write.
-  base::ByteCount buffer{256 << 10};
+  // The fastest of 64 KiB to 4 MiB to a loopback receiver: smaller ones pay for calls and wake-ups,
+  // larger ones leave the cache between the read and the write.
+  base::ByteCount buffer{1 << 20};
+};
 };
 
 class ReadvSource final : public PageSource {

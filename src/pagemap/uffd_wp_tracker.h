@@ -5,8 +5,8 @@
 // to such a page lifts the protection, inside the kernel, and the next scan reports it. What was
 // not protected (new pages, holes) counts as written from the start.
 //
-// I4 `held_` covers every page the target may hold data for, so dropping only what is in it drops
-//    enough. I5 a mapping is scanned incrementally only if the scan itself found all of it armed.
+// I5 `held_` covers every page the target may hold data for, so dropping only what is in it drops
+//    enough. I6 a mapping is scanned incrementally only if the scan itself found all of it armed.
 // Thread rule: one thread at a time.
 #ifndef PREDUMP_PAGEMAP_UFFD_WP_TRACKER_H_
 #define PREDUMP_PAGEMAP_UFFD_WP_TRACKER_H_
@@ -113,7 +113,7 @@ class UffdWpTracker final : public DirtyTracker {
   VmaList layout_;                         // of the last scan
   std::vector<base::AddressRange> armed_;  // mappings the last reset left armed, ascending
   ExtentSet untracked_;                    // mappings the last reset could not arm
-  ExtentSet held_;                         // see I4
+  ExtentSet held_;                         // see I5
   ExtentSet mergeable_;                    // seen with VM_MERGEABLE; kept for scans without flags
   ExtentSet in_flight_;                    // buffers of reads that overlapped the last reset
   ExtentSet resend_;                       // could be neither armed nor followed last time
