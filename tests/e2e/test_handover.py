@@ -1,0 +1,204 @@
+#!/usr/bin/python3
+"""The moments of DESIGN 10 at which the right to run passes on: whoever dies, one copy goes on."""
+import os
+import sys
+
+import harness
+
+_PREPARE, _COMMIT, _RUNNING = "up:5", "up:10", "down:11"
+
+
+class Handover(harness.E2eTest):
+    def setUp(self):
+        super().setUp()
+        self.server = self.lab.server()
+        self.workload = self.lab.workload("threads")
+        self.before = harness.settled_snapshot(self.workload)
+        self.state = self.lab.source_state(self.lab.source)
+
+    def hold(self, at):
+        """An engine and a proxy that holds that message."""
+        proxy = harness.Proxy(self.lab, self.server.address, at)
+        engine = self.lab.engine(self.workload.pid, proxy.address, "--verify")
+        proxy.wait_until_holding()
+        return engine, proxy
+
+    def kill(self, *pids):
+        for pid in pids:
+            harness.end_process(pid)
+
+    def restart_server(self):
+        self.server = self.lab.server(state=self.server.state, port=self.server.port)
+
+    def resolve(self, *options):
+        done = self.lab.source.run([harness.PREDUMP, "resolve", "--state-dir", self.state, *options])
+        return done.returncode, done.stdout + done.stderr
+
+    def resolve_through(self):
+        """Asks the server itself: the proxy is gone by then."""
+        return self.resolve("--to", self.server.address)
+
+    def copies(self):
+        """Processes that have the workload's report mapped, helpers and landings among them."""
+        found = []
+        for host in (self.lab.source, self.lab.target):
+            for pid in host.processes():
+                try:
+                    if self.workload.report_path in harness.read_file(f"/proc/{pid}/maps"):
+                        found.append(pid)
+                except (OSError, ProcessLookupError):
+                    pass
+        return found
+
+    def assert_only_copy(self, pid):
+        harness.wait_until(lambda: self.copies() == [pid], 20, lambda: f"one copy: {self.copies()}")
+        self.assertNotIn(harness.process_state(pid), "TtZX")
+
+    def assert_parked(self):
+        # Whoever traced it has just died.
+        harness.wait_until(lambda: harness.process_state(self.workload.pid) == "T", 10,
+                           lambda: f"state T: {harness.process_state(self.workload.pid)}")
+        self.assertEqual(len(os.listdir(os.path.join(self.state, "source"))), 1)
+
+    def assert_at_source(self):
+        self.assert_only_copy(self.workload.pid)
+        self.assert_unchanged(self.before, self.workload)
+        self.assert_goes_on(self.workload, 50)
+        self.assertEqual(os.listdir(os.path.join(self.state, "source")), [])
+        # And can be moved all the same.
+        result = self.lab.engine(self.workload.pid, self.server.address, "--verify").result()
+        self.assert_exit(result, harness.COMPLETED)
+        self.workload.moved_to(self.lab.target, result["restored-pid"])
+        self.assert_finishes_well(self.workload)
+
+    def assert_at_target(self):
+        [pid] = harness.wait_until(
+            lambda: self.copies() if self.workload.pid not in self.copies() else None, 20,
+            "the original to end")
+        self.workload.moved_to(self.lab.target, pid)
+        self.assert_only_copy(pid)
+        self.assert_goes_on(self.workload, 50)
+        self.assertEqual(os.listdir(os.path.join(self.state, "source")), [])
+        self.assert_finishes_well(self.workload)
+
+    def test_engine_killed_before_prepare(self):
+        engine, proxy = self.hold(_PREPARE)
+        self.kill(engine.pid)
+        proxy.tell("cut")
+        self.assert_at_source()
+
+    def test_session_killed_before_prepare(self):
+        engine, proxy = self.hold(_PREPARE)
+        self.kill(*self.server.sessions())
+        proxy.tell("forward")
+        self.assert_exit(engine.result(), harness.FAILED)
+        self.assert_at_source()
+
+    def test_engine_killed_before_commit_arrives(self):
+        engine, proxy = self.hold(_COMMIT)
+        self.kill(engine.pid)
+        self.assert_parked()
+        proxy.tell("cut")
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assertIn("goes on here", text)
+        self.assert_at_source()
+
+    def test_engine_and_server_killed_before_commit_arrives(self):
+        engine, proxy = self.hold(_COMMIT)
+        self.kill(engine.pid, *self.server.sessions(), self.server.process.pid)
+        self.assert_parked()
+        proxy.tell("cut")
+        code, text = self.resolve_through()
+        self.assertEqual(code, harness.PARKED, text)
+        self.assert_parked()
+        self.restart_server()
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assert_at_source()
+
+    def test_session_killed_before_commit_arrives(self):
+        engine, proxy = self.hold(_COMMIT)
+        self.kill(*self.server.sessions())
+        proxy.tell("forward")
+        self.assert_exit(engine.result(), harness.FAILED)
+        self.assert_at_source()
+
+    def test_landing_killed_before_commit_arrives(self):
+        engine, proxy = self.hold(_COMMIT)
+        ours = {self.server.process.pid, *self.server.sessions()}
+        self.kill(*[pid for pid in self.lab.target.processes() if pid not in ours])
+        proxy.tell("forward")
+        self.assert_exit(engine.result(), harness.FAILED)
+        self.assert_at_source()
+
+    def test_engine_killed_before_running_arrives(self):
+        engine, proxy = self.hold(_RUNNING)
+        self.kill(engine.pid)
+        self.assert_parked()
+        proxy.tell("cut")
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assertIn("runs at the target", text)
+        self.assert_at_target()
+
+    def test_engine_and_server_killed_before_running_arrives(self):
+        engine, proxy = self.hold(_RUNNING)
+        self.kill(engine.pid, *self.server.sessions(), self.server.process.pid)
+        self.assert_parked()
+        proxy.tell("cut")
+        self.restart_server()
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assert_at_target()
+
+    def test_the_answer_to_commit_is_lost(self):
+        engine, proxy = self.hold(_COMMIT)
+        proxy.tell("mute")
+        # It asks again, on a new connection, once it has waited for the answer long enough.
+        result = engine.result(90)
+        self.assert_exit(result, harness.COMPLETED)
+        self.assert_at_target()
+
+    def test_nobody_can_be_asked_after_commit(self):
+        engine, proxy = self.hold(_RUNNING)
+        proxy.tell("cut")
+        result = engine.result(120)
+        self.assert_exit(result, harness.PARKED)
+        self.assertEqual(result["status"], "parked")
+        self.assertIn("predump resolve", result["message"])
+        self.assert_parked()
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assert_at_target()
+
+    def test_a_person_decides_for_the_source(self):
+        engine, proxy = self.hold(_COMMIT)
+        self.kill(engine.pid, *self.server.sessions(), self.server.process.pid)
+        self.assert_parked()
+        proxy.tell("cut")
+        code, text = self.resolve("--pid", self.workload.pid, "--resume")
+        self.assertEqual(code, 0, text)
+        self.restart_server()
+        self.assert_at_source()
+
+    def test_a_person_decides_for_the_target(self):
+        engine, proxy = self.hold(_RUNNING)
+        self.kill(engine.pid)
+        self.assert_parked()
+        proxy.tell("cut")
+        code, text = self.resolve("--pid", self.workload.pid, "--end")
+        self.assertEqual(code, 0, text)
+        self.assert_at_target()
+
+    def test_nothing_is_parked(self):
+        code, text = self.resolve()
+        self.assertEqual(code, 0, text)
+        self.assertIn("nothing is parked", text)
+        code, text = self.resolve("--pid", self.workload.pid)
+        self.assertEqual(code, harness.FAILED, text)
+        self.assert_at_source()
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main())
