@@ -261,29 +261,45 @@ void AddKickedCalls(std::vector<BlockingCall>& calls) {
   AddByteReader(calls, "recv_unix", MakeSocketPair(), false);
   AddByteReader(calls, "epoll_wait_forever", MakePipe(), true);
 
+  // Kick number n adds n. Reads take whole kicks, so what was read so far is always a sum of the
+  // first so many numbers.
   const int event = Must(eventfd(0, EFD_CLOEXEC), "eventfd");
-  auto next = std::make_shared<std::atomic<uint64_t>>(1);
+  struct Sums {
+    uint64_t kicks_sent = 0;
+    uint64_t kicks_read = 0;
+  };
+  auto sums = std::make_shared<Sums>();
   calls.push_back({"eventfd_read", Returns::kWhenKicked,
-                   [event, next](int64_t) {
+                   [event, sums](int64_t) {
                      uint64_t value = 0;
                      if (read(event, &value, sizeof value) == -1) return errno;
-                     return value != 0 && value <= next->load() ? 0 : EBADMSG;
+                     if (value == 0) return EBADMSG;
+                     while (value > sums->kicks_read) value -= ++sums->kicks_read;
+                     return value == 0 ? 0 : EBADMSG;
                    },
-                   [event, next] {
-                     const uint64_t value = (*next)++;
+                   [event, sums] {
+                     const uint64_t value = ++sums->kicks_sent;
                      Must(write(event, &value, sizeof value), "write to the eventfd");
                    }});
 
   auto word = std::make_shared<std::atomic<uint32_t>>(0);
-  auto seen = std::make_shared<uint32_t>(0);
+  struct Wakes {
+    uint32_t seen = 0;
+    uint32_t woken = 0;
+  };
+  auto wakes = std::make_shared<Wakes>();
   calls.push_back({"futex_forever", Returns::kWhenKicked,
-                   [word, seen](int64_t) {
-                     // A wake without a new value is one nobody sent.
-                     const long result = Futex(word.get(), FUTEX_WAIT_PRIVATE, *seen, nullptr);
-                     if (result == -1 && errno != EAGAIN) return errno;
-                     const uint32_t value = *word;
-                     if (value == *seen) return EPROTO;
-                     *seen = value;
+                   [word, wakes](int64_t) {
+                     do {
+                       if (Futex(word.get(), FUTEX_WAIT_PRIVATE, wakes->seen, nullptr) == 0) {
+                         ++wakes->woken;
+                       } else if (errno != EAGAIN) {
+                         return errno;
+                       }
+                       // A wake may come after its value was seen, but never more wakes than kicks.
+                       if (wakes->woken > *word) return EPROTO;
+                     } while (*word == wakes->seen);
+                     wakes->seen = *word;
                      return 0;
                    },
                    [word] {
