@@ -29,7 +29,6 @@ struct ReadvOptions {
   // larger ones leave the cache between the read and the write.
   base::ByteCount buffer{1 << 20};
 };
-};
 
 class ReadvSource final : public PageSource {
  public:

@@ -1,0 +1,33 @@
+// Whether a process may come to this host: asked before anything at the source is touched.
+//
+// Thread rule: free functions; they look and try, and leave nothing behind.
+#ifndef PREDUMP_RESTORE_TARGET_CHECK_H_
+#define PREDUMP_RESTORE_TARGET_CHECK_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "proto/session.pb.h"
+#include "proto/state.pb.h"
+
+namespace predump::restore {
+
+struct TargetCheckOptions {
+  bool new_pid_namespace = false;
+  bool shell_job = false;    // the server has a terminal to give
+  std::string cgroup_path;  // as LandingOptions
+};
+
+// Everything that keeps the process of `begin` (validated) from this host: pids taken, files
+// missing or others than at the source, addresses in use, memory, limits, cgroup. Empty: it may
+// come. Errors only where the host cannot be asked.
+absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
+                                                               const TargetCheckOptions& options);
+
+// The files alone, again, right before the process is built: they may have changed since Begin.
+absl::StatusOr<std::vector<proto::Blocker>> RecheckFiles(const proto::ProcessState& state);
+
+}  // namespace predump::restore
+
+#endif  // PREDUMP_RESTORE_TARGET_CHECK_H_
