@@ -235,13 +235,7 @@ class Handover {
     if (status.ok()) status = SourceStillThere();
     if (status.ok()) status = journal_.Write(entry_);
     if (!status.ok()) return Return(std::move(frozen), status);
-    status = engine_.link.control().Send(proto::CONTROL_COMMIT, commit,
-                                         Deadline::After(kRunningTimeout));
-    absl::StatusOr<proto::Running> running = status;
-    if (status.ok()) {
-      running = engine_.link.control().Expect<proto::Running>(proto::CONTROL_RUNNING,
-                                                              Deadline::After(kRunningTimeout));
-    }
+    const absl::StatusOr<proto::Running> running = SendCommit(commit);
     if (running.ok()) {
       engine_.report.downtime = clock_->SinceStart();
       clock_->Mark("commit to running");
@@ -251,6 +245,13 @@ class Handover {
     spdlog::warn("no answer to Commit ({}); asking what became of the process",
                  std::string(running.status().message()));
     return SettleByAsking(std::move(frozen), running.status());
+  }
+
+  // Any error leaves open whether the target runs the process.
+  absl::StatusOr<proto::Running> SendCommit(const proto::Commit& commit) {
+    const Deadline deadline = Deadline::After(kRunningTimeout);
+    PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_COMMIT, commit, deadline));
+    return engine_.link.control().Expect<proto::Running>(proto::CONTROL_RUNNING, deadline);
   }
 
   absl::Status SourceStillThere() {
