@@ -28,12 +28,14 @@ absl::Status WriteAll(int fd, absl::string_view contents, const std::string& pat
 
 }  // namespace
 
-absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents) {
+absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents,
+                                 Durability durability) {
   const std::string aside = absl::StrCat(path, ".", ::getpid(), ".tmp");
   UniqueFd fd(::open(aside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return ErrnoError(errno, "open ", aside);
   absl::Status status = WriteAll(fd.get(), contents, aside);
-  if (status.ok() && ::fsync(fd.get()) != 0) status = ErrnoError(errno, "fsync ", aside);
+  if (status.ok() && durability == Durability::kPowerLoss && ::fsync(fd.get()) != 0)
+    status = ErrnoError(errno, "fsync ", aside);
   if (status.ok()) status = fd.Close();
   if (status.ok() && ::rename(aside.c_str(), path.c_str()) != 0) {
     status = ErrnoError(errno, "rename ", aside, " to ", path);

@@ -10,9 +10,16 @@
 
 namespace predump::base {
 
-// Writes `contents` aside, syncs it and renames it over `path` (mode 0600). A reader, also one
-// after a crash, sees the old contents or the new, never a part. Errors: from errno, with the path.
-absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents);
+// What a file must outlive.
+enum class Durability {
+  kPowerLoss,     // synced to its disk: milliseconds, where it is on one
+  kProcessDeath,  // the kernel has it: enough for what means nothing after a reboot
+};
+
+// Writes `contents` aside and renames it over `path` (mode 0600). A reader, also one after a crash,
+// sees the old contents or the new, never a part. Errors: from errno, with the path.
+absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents,
+                                 Durability durability = Durability::kPowerLoss);
 
 // The whole file. Errors: NotFound and the like, with the path.
 absl::StatusOr<std::string> ReadWholeFile(const std::string& path);

@@ -215,7 +215,10 @@ absl::StatusOr<FateRecord> FateStore::Read(absl::string_view session_id) const {
 
 absl::Status FateStore::Write(absl::string_view session_id, FateRecord record) const {
   record.written = absl::Now();
-  return base::WriteFileAtomically(PathOf(session_id), record.Serialize());
+  // Both copies stand still meanwhile. A host that loses its power has no landing any more that
+  // could run beside the source's.
+  return base::WriteFileAtomically(PathOf(session_id), record.Serialize(),
+                                   base::Durability::kProcessDeath);
 }
 
 void FateStore::Remove(absl::string_view session_id) const {

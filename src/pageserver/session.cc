@@ -1,5 +1,7 @@
 #include "src/pageserver/session.h"
 
+#include <poll.h>
+
 #include <optional>
 #include <utility>
 #include <vector>
@@ -57,7 +59,11 @@ class Session {
     }
     link_.SendFailed(why);
     if (!begin_.has_value()) {
-      spdlog::warn("connection from {}: {}", peer_, why);
+      // One that asked nothing, or came to ask and is shown out, is no trouble.
+      const bool harmless =
+          absl::IsUnavailable(result.status()) || absl::IsCancelled(result.status());
+      spdlog::log(harmless ? spdlog::level::debug : spdlog::level::warn, "connection from {}: {}",
+                  peer_, why);
       return kSessionNone;
     }
     spdlog::warn("session from {}: process {} does not come: {}", peer_, begin_->pid(), why);
@@ -124,7 +130,7 @@ class Session {
     }
     restore::TargetCheckOptions check;
     check.new_pid_namespace = options_.new_pid_namespace;
-    check.shell_job = shell_job();
+    check.shell_job = options_.shell_job;
     check.cgroup_path = options_.cgroup;
     PREDUMP_ASSIGN_OR_RETURN(const std::vector<proto::Blocker> blockers,
                              restore::FindTargetBlockers(*begin_, check));
@@ -188,6 +194,27 @@ class Session {
     }
   }
 
+  // The source may have opened it before it sent Prepare and still be overtaken by it: two
+  // connections have no order.
+  absl::Status AwaitDataConnection() {
+    const Deadline deadline = Deadline::After(options_.prepare_timeout);
+    while (!landing_.has_value()) {
+      PREDUMP_ASSIGN_OR_RETURN(const std::optional<ControlFrame> frame, link_.Poll());
+      if (frame.has_value()) {
+        return absl::DataLossError(absl::StrCat(
+            "the source sent ", transport::ControlTypeName(frame->type), " before Ready"));
+      }
+      if (std::optional<base::UniqueFd> data = link_.TakeDataConnection()) {
+        return StartLanding(*std::move(data));
+      }
+      if (deadline.passed()) {
+        return absl::DeadlineExceededError("the source sent Prepare without a data connection");
+      }
+      PREDUMP_RETURN_IF_ERROR(transport::WaitFor(link_.events_fd(), POLLIN, deadline));
+    }
+    return absl::OkStatus();
+  }
+
   // --rounds: pages come, and then the source leaves; nothing is ever built.
   absl::StatusOr<int> TakeRounds() {
     absl::StatusOr<ControlFrame> frame = TakePages();
@@ -214,12 +241,11 @@ class Session {
                                                transport::ControlTypeName(frame->type),
                                                " where Prepare was expected"));
     }
-    if (frame.ok() && !landing_.has_value()) {
-      frame = absl::DataLossError("the source sent Prepare without a data connection");
-    }
-    if (!frame.ok()) {
+    absl::Status ready = frame.status();
+    if (ready.ok()) ready = AwaitDataConnection();
+    if (!ready.ok()) {
       landing_.reset();
-      return frame.status();
+      return ready;
     }
     Arrival arrival(options_, *begin_, link_, store_, *live_,
                     *std::exchange(landing_, std::nullopt), final_reached_);
