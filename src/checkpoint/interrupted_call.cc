@@ -9,6 +9,7 @@
 #include <span>
 
 #include "src/base/clock.h"
+#include "src/base/units.h"
 #include "src/kernel/bpf/task_capture.h"
 #include "src/kernel/process_memory.h"
 #include "src/kernel/restart.h"
@@ -75,6 +76,34 @@ std::optional<absl::Duration> RelativeTimeout(const kernel::ProcessHandle& proce
   }
 }
 
+// A call that was stopped before went on as restart_syscall(2), its arguments still in the
+// registers. A rebuilt thread has no restart block and must repeat the first call; which that was
+// follows from what the kernel kept.
+user_regs_struct AsFirstCalled(const user_regs_struct& stopped, const CallContext& context) {
+  user_regs_struct registers = stopped;
+  if (stopped.orig_rax != SYS_restart_syscall) return registers;
+  switch (kernel::RestartKindOf(context.record->restart)) {
+    case kernel::RestartKind::kNanosleep:
+      // nanosleep's first argument is a pointer, clock_nanosleep's a small number.
+      registers.orig_rax = stopped.rdi < base::PageSize() ? SYS_clock_nanosleep : SYS_nanosleep;
+      break;
+    case kernel::RestartKind::kCpuNanosleep:
+    case kernel::RestartKind::kAlarmNanosleep:
+      registers.orig_rax = SYS_clock_nanosleep;
+      break;
+    case kernel::RestartKind::kPoll:
+      registers.orig_rax = SYS_poll;
+      break;
+    case kernel::RestartKind::kFutex:
+      registers.orig_rax = SYS_futex;
+      break;
+    case kernel::RestartKind::kNone:
+    case kernel::RestartKind::kUnknown:
+      break;
+  }
+  return registers;
+}
+
 }  // namespace
 
 std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process,
@@ -99,8 +128,9 @@ std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process
   return std::max(absl::ZeroDuration(), *timeout - slept);
 }
 
-ResumePoint ResumeElsewhere(const kernel::ProcessHandle& process, const user_regs_struct& stopped,
-                            const CallContext& context) {
+ResumePoint ResumeElsewhere(const kernel::ProcessHandle& process,
+                            const user_regs_struct& as_stopped, const CallContext& context) {
+  const user_regs_struct stopped = AsFirstCalled(as_stopped, context);
   const auto remaining = RemainingTime(process, stopped, context);
   const kernel::RestartPlan plan = kernel::RestartRegisters(
       stopped, {.same_task = false,
