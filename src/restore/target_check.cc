@@ -1,217 +1,308 @@
 #include "src/restore/target_check.h"
 
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <fstream>
+#include <set>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
-#include "src/base/atomic_file.h"
 #include "src/base/errors.h"
 #include "src/base/unique_fd.h"
+#include "src/images/image_constants.h"
+#include "src/images/image_set.h"
+#include "src/kernel/capabilities.h"
+#include "src/kernel/procfs.h"
 #include "src/restore/limit_names.h"
 #include "src/restore/socket_address.h"
 
 namespace predump::restore {
 namespace {
 
-constexpr uint32_t kTcp = 6;
-constexpr uint32_t kStateListen = 10;
-constexpr uint64_t kBytesPerKib = 1024;
+using Blockers = std::vector<proto::Blocker>;
 
-proto::Blocker Block(std::string what, std::string reason, std::string advice = "") {
+void Add(Blockers& blockers, std::string what, std::string reason, std::string advice = "") {
   proto::Blocker blocker;
   blocker.set_what(std::move(what));
   blocker.set_reason(std::move(reason));
   if (!advice.empty()) blocker.set_advice(std::move(advice));
-  return blocker;
+  blockers.push_back(std::move(blocker));
 }
 
-std::string ErrnoText(int error_number) {
-  return std::string(base::ErrnoError(error_number, "").message().substr(2));
+// The GNU build-id note's bytes of an ELF file, empty where there is none; all reads are bounded.
+std::string BuildId(int fd) {
+  constexpr size_t kMostNotes = 4096;
+  constexpr size_t kMostHeaders = 64;
+  Elf64_Ehdr header;
+  if (::pread(fd, &header, sizeof(header), 0) != sizeof(header) ||
+      ::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_ident[EI_CLASS] != ELFCLASS64) {
+    return "";
+  }
+  for (size_t i = 0; i < header.e_phnum && i < kMostHeaders; ++i) {
+    Elf64_Phdr segment;
+    const off_t at = static_cast<off_t>(header.e_phoff + i * sizeof(segment));
+    if (::pread(fd, &segment, sizeof(segment), at) != sizeof(segment)) return "";
+    if (segment.p_type != PT_NOTE || segment.p_filesz > kMostNotes) continue;
+    std::string notes(segment.p_filesz, '\0');
+    const ssize_t got =
+        ::pread(fd, notes.data(), notes.size(), static_cast<off_t>(segment.p_offset));
+    if (got != static_cast<ssize_t>(notes.size())) return "";
+    for (size_t offset = 0; offset + sizeof(Elf64_Nhdr) <= notes.size();) {
+      Elf64_Nhdr note;
+      ::memcpy(&note, notes.data() + offset, sizeof(note));
+      const size_t name = offset + sizeof(note);
+      const size_t value = name + ((size_t{note.n_namesz} + 3) & ~size_t{3});
+      const size_t end = value + ((size_t{note.n_descsz} + 3) & ~size_t{3});
+      if (value > notes.size() || end > notes.size()) break;
+      if (note.n_type == NT_GNU_BUILD_ID && notes.compare(name, 4, std::string("GNU\0", 4)) == 0) {
+        return notes.substr(value, note.n_descsz);
+      }
+      offset = end;
+    }
+  }
+  return "";
 }
 
-class Checker {
- public:
-  void CheckFile(const criu::reg_file_entry& file) {
-    struct stat st;
-    const std::string what = absl::StrCat("file ", file.name());
-    if (::stat(file.name().c_str(), &st) != 0) {
-      Add(Block(what, absl::StrCat("is not here (", ErrnoText(errno), ")"),
-                "make it available at the target under the same name"));
-      return;
+void CheckRegular(const criu::reg_file_entry& file, Blockers& blockers) {
+  const std::string what = absl::StrCat("file ", file.name());
+  struct stat info;
+  if (::stat(file.name().c_str(), &info) != 0) {
+    Add(blockers, what, absl::StrCat("not on the target: ", ::strerror(errno)),
+        "provide the same file at the same path");
+    return;
+  }
+  if (file.has_mode() && ((file.mode() ^ info.st_mode) & S_IFMT) != 0) {
+    Add(blockers, what, "is of another kind on the target");
+    return;
+  }
+  if (file.has_mode() && ((file.mode() ^ info.st_mode) & 07777) != 0) {
+    Add(blockers, what,
+        absl::StrFormat("has mode %04o on the target, %04o at the source", info.st_mode & 07777,
+                        file.mode() & 07777));
+  }
+  if (!S_ISREG(info.st_mode)) return;
+  if (file.has_size() && file.size() != static_cast<uint64_t>(info.st_size)) {
+    Add(blockers, what,
+        absl::StrCat("has ", info.st_size, " bytes on the target, ", file.size(), " at the source"),
+        "copy the file, or share it between the hosts");
+    return;
+  }
+  if (file.build_id_size() == 0) return;
+  const base::UniqueFd fd(::open(file.name().c_str(), O_RDONLY | O_CLOEXEC));
+  std::string wanted(reinterpret_cast<const char*>(file.build_id().data()),
+                     static_cast<size_t>(file.build_id_size()) * 4);
+  std::string have = fd.valid() ? BuildId(fd.get()) : "";
+  have.resize((have.size() + 3) & ~size_t{3});  // words
+  if (have != wanted) {
+    Add(blockers, what, "is another build on the target (build-id differs)",
+        "install the same version of the program and its libraries");
+  }
+}
+
+void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blockers& blockers) {
+  if (options.new_pid_namespace) {
+    if (begin.pid() == 1) {
+      Add(blockers, "pid 1", "is the init of the namespace the target makes for the process");
     }
-    if (file.has_mode() && (st.st_mode & S_IFMT) != (file.mode() & S_IFMT)) {
-      Add(Block(what, "is of another kind here than at the source"));
-      return;
-    }
-    if (file.has_mode() && (st.st_mode & 07777) != (file.mode() & 07777)) {
-      Add(Block(what, absl::StrFormat("has mode %04o here, %04o at the source", st.st_mode & 07777,
-                                      file.mode() & 07777)));
-    }
-    if (file.has_size() && S_ISREG(st.st_mode) &&
-        static_cast<uint64_t>(st.st_size) != file.size()) {
-      Add(Block(what, absl::StrCat("has ", st.st_size, " bytes here, ", file.size(),
-                                   " at the source"),
-                "it must be the same file at both ends"));
+    return;
+  }
+  std::set<uint32_t> ids(begin.tids().begin(), begin.tids().end());
+  ids.insert(begin.pid());
+  for (const uint32_t id : ids) {
+    // Threads as well as processes: a number is taken by any task, a group or a session.
+    const pid_t pid = static_cast<pid_t>(id);
+    const bool task = ::access(absl::StrCat("/proc/", id, "/stat").c_str(), F_OK) == 0;
+    if (task || ::getsid(pid) >= 0 || (::kill(-pid, 0) == 0 || errno == EPERM)) {
+      Add(blockers, absl::StrCat("pid ", id), "is taken on the target",
+          "use a page server with --new-pidns");
     }
   }
+}
 
-  void CheckFiles(const proto::ProcessState& state) {
-    for (const criu::file_entry& file : state.files()) {
-      if (file.has_reg()) CheckFile(file.reg());
-    }
+// Whether an address can be had: bind(2) with the options the socket will have.
+void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
+               Blockers& blockers) {
+  if (socket.src_port() == 0 || (extra != nullptr && extra->tcp_closed())) return;
+  const int family = static_cast<int>(socket.family());
+  const base::UniqueFd probe(::socket(family, static_cast<int>(socket.type()) | SOCK_CLOEXEC, 0));
+  const std::string what = absl::StrCat(socket.type() == SOCK_STREAM ? "TCP " : "UDP ",
+                                        internal::InetAddressText(socket));
+  if (!probe.valid()) {
+    Add(blockers, what, absl::StrCat("no such sockets on the target: ", ::strerror(errno)));
+    return;
   }
-
-  void CheckSockets(const proto::ProcessState& state) {
-    for (const criu::file_entry& file : state.files()) {
-      if (file.has_isk()) CheckInetSocket(file.isk());
-      if (file.has_usk()) CheckUnixSocket(file.usk());
-    }
+  const auto set = [&](int level, int option, int value) {
+    (void)::setsockopt(probe.get(), level, option, &value, sizeof(value));
+  };
+  if (family == AF_INET6) set(IPPROTO_IPV6, IPV6_V6ONLY, socket.v6only() ? 1 : 0);
+  if (socket.ip_opts().freebind()) set(IPPROTO_IP, IP_FREEBIND, 1);
+  if (socket.opts().reuseaddr() || socket.type() == SOCK_STREAM) set(SOL_SOCKET, SO_REUSEADDR, 1);
+  if (socket.opts().so_reuseport()) set(SOL_SOCKET, SO_REUSEPORT, 1);
+  const std::string address = internal::InetSourceAddress(socket);
+  const bool bound = ::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
+                            static_cast<socklen_t>(address.size())) == 0;
+  // With SO_REUSEADDR only listen(2) tells that somebody listens there already.
+  const bool listens = socket.state() != images::kSocketListening || ::listen(probe.get(), 1) == 0;
+  if (!bound || !listens) {
+    Add(blockers, what, absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
   }
+}
 
-  void CheckPids(const proto::Begin& begin) {
-    for (const uint32_t tid : begin.tids()) {
-      if (::access(absl::StrCat("/proc/", tid).c_str(), F_OK) == 0) {
-        Add(Block(absl::StrCat("pid ", tid), "is taken on this host",
-                  "run the page server with --new-pidns"));
-      }
-    }
-  }
-
-  absl::Status CheckMemory(uint64_t needed_bytes) {
-    PREDUMP_ASSIGN_OR_RETURN(const std::string text, base::ReadWholeFile("/proc/meminfo"));
-    for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-      const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
-      uint64_t kib = 0;
-      if (words.size() < 2 || words[0] != "MemAvailable:" || !absl::SimpleAtoi(words[1], &kib)) {
-        continue;
-      }
-      if (kib < needed_bytes / kBytesPerKib) {
-        Add(Block("memory", absl::StrCat("the process holds ", needed_bytes / kBytesPerKib,
-                                         " KiB, and only ", kib, " KiB are available here")));
-      }
-      return absl::OkStatus();
-    }
-    return absl::DataLossError("/proc/meminfo has no MemAvailable");
-  }
-
-  // Hard limits can be raised only with CAP_SYS_RESOURCE; trying tells.
-  void CheckLimits(const proto::ProcessState& state) {
-    if (state.threads().empty() || !state.threads(0).core().has_tc()) return;
-    const auto& limits = state.threads(0).core().tc().rlimits().rlimits();
-    for (int resource = 0; resource < limits.size() && resource < RLIM_NLIMITS; ++resource) {
-      struct rlimit ours;
-      if (::getrlimit(static_cast<__rlimit_resource_t>(resource), &ours) != 0) continue;
-      if (limits[resource].max() <= ours.rlim_max) continue;
-      struct rlimit raised = {ours.rlim_cur, limits[resource].max()};
-      if (::setrlimit(static_cast<__rlimit_resource_t>(resource), &raised) == 0) {
-        ::setrlimit(static_cast<__rlimit_resource_t>(resource), &ours);
-        continue;
-      }
-      Add(Block(absl::StrCat("limit ", internal::LimitName(resource)),
-                absl::StrCat("the process may raise it to ", limits[resource].max(),
-                             ", the page server only to ", ours.rlim_max),
-                "start the page server with higher hard limits"));
-    }
-  }
-
-  void CheckCgroup(const std::string& path) {
-    if (path.empty()) return;
-    if (::access(absl::StrCat(path, "/cgroup.procs").c_str(), W_OK) != 0) {
-      Add(Block(absl::StrCat("cgroup ", path), ErrnoText(errno)));
-    }
-  }
-
-  std::vector<proto::Blocker> Take() { return std::move(blockers_); }
-
- private:
-  void Add(proto::Blocker blocker) { blockers_.push_back(std::move(blocker)); }
-
-  // Bound as the process will be, on a socket of our own.
-  void CheckInetSocket(const criu::inet_sk_entry& socket) {
-    if (socket.src_port() == 0) return;
-    if (socket.proto() == kTcp && socket.state() != kStateListen) return;
-    base::UniqueFd trial(::socket(static_cast<int>(socket.family()),
-                                  static_cast<int>(socket.type()) | SOCK_CLOEXEC,
-                                  static_cast<int>(socket.proto())));
-    if (!trial.valid()) return;
-    const int on = 1;
-    if (socket.opts().reuseaddr() || socket.proto() == kTcp) {
-      ::setsockopt(trial.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    }
-    if (socket.opts().so_reuseport()) {
-      ::setsockopt(trial.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
-    }
-    if (socket.has_v6only()) {
-      const int only = socket.v6only() ? 1 : 0;
-      ::setsockopt(trial.get(), 41 /* SOL_IPV6 */, 26 /* IPV6_V6ONLY */, &only, sizeof only);
-    }
-    if (socket.ip_opts().freebind()) {
-      ::setsockopt(trial.get(), 0 /* SOL_IP */, 15 /* IP_FREEBIND */, &on, sizeof on);
-    }
-    const std::string address = internal::InetSourceAddress(socket);
-    bool taken = ::bind(trial.get(), reinterpret_cast<const sockaddr*>(address.data()),
-                        static_cast<socklen_t>(address.size())) != 0;
-    // With SO_REUSEADDR two may bind; only one may listen.
-    if (!taken && socket.proto() == kTcp) taken = ::listen(trial.get(), 1) != 0;
-    if (taken) {
-      Add(Block(absl::StrCat("address ", internal::InetAddressText(socket)),
-                absl::StrCat("cannot be bound here (", ErrnoText(errno), ")")));
-    }
-  }
-
-  void CheckUnixSocket(const criu::unix_sk_entry& socket) {
-    if (socket.name().empty() || socket.peer() != 0) return;
-    base::UniqueFd trial(
+void CheckUnix(const criu::unix_sk_entry& socket, Blockers& blockers) {
+  if (socket.name().empty() || socket.state() == images::kSocketEstablished) return;
+  const std::string what = absl::StrCat("unix socket ", internal::UnixAddressText(socket.name()));
+  if (internal::IsAbstract(socket.name())) {
+    const base::UniqueFd probe(
         ::socket(AF_UNIX, static_cast<int>(socket.type()) | SOCK_CLOEXEC, 0));
-    if (!trial.valid()) return;
-    const std::string text = internal::UnixAddressText(socket.name());
-    if (internal::IsAbstract(socket.name())) {
-      const std::string address = internal::UnixAddress(socket.name());
-      if (::bind(trial.get(), reinterpret_cast<const sockaddr*>(address.data()),
-                 static_cast<socklen_t>(address.size())) != 0) {
-        Add(Block(absl::StrCat("unix socket ", text),
-                  absl::StrCat("cannot be bound here (", ErrnoText(errno), ")")));
-      }
-      return;
+    const std::string address = internal::UnixAddress(socket.name());
+    if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
+               static_cast<socklen_t>(address.size())) != 0) {
+      Add(blockers, what, absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
     }
-    const std::string path = internal::UnixPath(socket);
-    const std::string directory = path.substr(0, path.rfind('/'));
-    if (::access(directory.empty() ? "/" : directory.c_str(), W_OK) != 0) {
-      Add(Block(absl::StrCat("unix socket ", text),
-                absl::StrCat("its directory: ", ErrnoText(errno))));
+    return;
+  }
+  const std::string path = internal::UnixPath(socket);
+  const std::string directory = path.substr(0, std::max<size_t>(path.rfind('/'), 1));
+  struct stat info;
+  if (::lstat(path.c_str(), &info) == 0) {
+    if (!internal::IsStaleSocket(path)) Add(blockers, what, "exists on the target");
+  } else if (::access(directory.c_str(), W_OK | X_OK) != 0) {
+    Add(blockers, what,
+        absl::StrCat("cannot be made in ", directory, " on the target: ", ::strerror(errno)));
+  }
+}
+
+void CheckSockets(const proto::ProcessState& state, Blockers& blockers) {
+  const images::FileIndex files(state);
+  // Two sockets of the process may share an address (SO_REUSEPORT); one look is enough.
+  std::set<std::string> seen;
+  for (const auto& file : state.files()) {
+    if (file.has_isk() &&
+        seen.insert(internal::InetSourceAddress(file.isk()) + absl::StrCat(file.isk().type()))
+            .second) {
+      CheckInet(file.isk(), files.FindExtra(file.id()), blockers);
+    }
+    if (file.has_usk()) CheckUnix(file.usk(), blockers);
+  }
+}
+
+absl::Status CheckMemory(uint64_t needed_bytes, Blockers& blockers) {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  uint64_t kibibytes = 0;
+  std::string unit;
+  while (file >> key >> kibibytes) {
+    std::getline(file, unit);
+    if (key != "MemAvailable:") continue;
+    if (kibibytes * 1024 < needed_bytes) {
+      Add(blockers, "memory",
+          absl::StrCat("the process holds ", needed_bytes >> 20, " MiB, the target has ",
+                       kibibytes >> 10, " MiB available"));
+    }
+    return absl::OkStatus();
+  }
+  return absl::DataLossError("/proc/meminfo has no MemAvailable");
+}
+
+absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
+                           kernel::ProcessHandle::Open(::getpid()));
+  PREDUMP_ASSIGN_OR_RETURN(const auto status, kernel::ReadStatus(self));
+  const uint64_t have = status.cap_permitted & status.cap_bounding;
+  for (const int needed : {CAP_SYS_PTRACE, CAP_SYS_ADMIN}) {
+    if ((status.cap_effective & (1ull << needed)) == 0) {
+      Add(blockers, "page server", absl::StrCat("lacks ", internal::CapabilityName(needed)),
+          "run it as root");
     }
   }
+  uint64_t wanted = 0;
+  for (const auto& thread : state.threads()) {
+    const criu::creds_entry& creds = thread.core().thread_core().creds();
+    for (const auto* set : {&creds.cap_prm(), &creds.cap_bnd()}) {
+      for (int i = 0; i < set->size() && i < 2; ++i) wanted |= uint64_t{set->Get(i)} << (32 * i);
+    }
+  }
+  for (int bit = 0; bit < 64; ++bit) {
+    if ((wanted & ~have & (1ull << bit)) != 0) {
+      Add(blockers, "attribute capabilities",
+          absl::StrCat(internal::CapabilityName(bit), " cannot be given on the target"));
+    }
+  }
+  if (state.threads_size() == 0) return absl::OkStatus();
+  const auto& limits = state.threads(0).core().tc().rlimits().rlimits();
+  const bool may_raise = (status.cap_effective & (1ull << CAP_SYS_RESOURCE)) != 0;
+  for (int i = 0; i < limits.size() && i < static_cast<int>(RLIM_NLIMITS); ++i) {
+    rlimit ours = {};
+    ::getrlimit(static_cast<__rlimit_resource>(i), &ours);
+    if (limits.Get(i).max() > ours.rlim_max && !may_raise) {
+      Add(blockers, absl::StrCat("attribute ", internal::LimitName(i)),
+          absl::StrCat("its hard limit ", internal::LimitText(limits.Get(i).max()),
+                       " is above the page server's ", internal::LimitText(ours.rlim_max)),
+          "start the page server with that limit, or with CAP_SYS_RESOURCE");
+    }
+  }
+  return absl::OkStatus();
+}
 
-  std::vector<proto::Blocker> blockers_;
-};
+void CheckKernel(const proto::Begin& begin, Blockers& blockers) {
+  std::vector<kernel::Capability> needed = {kernel::Capability::kClone3SetTid,
+                                            kernel::Capability::kMemfd};
+  if (begin.has_monotonic_offset_ns() || begin.has_boottime_offset_ns()) {
+    needed.push_back(kernel::Capability::kTimeNamespace);
+  }
+  for (const kernel::Capability capability : needed) {
+    const auto result = kernel::Probe(capability);
+    if (result.ok() && !result->available) {
+      Add(blockers, "target kernel", absl::StrCat("lacks ", result->name, ": ", result->reason));
+    }
+  }
+}
 
 }  // namespace
 
-absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
-                                                               const TargetCheckOptions& options) {
-  Checker checker;
-  if (!options.new_pid_namespace) checker.CheckPids(begin);
-  checker.CheckFiles(begin.preview());
-  checker.CheckSockets(begin.preview());
-  checker.CheckLimits(begin.preview());
-  checker.CheckCgroup(options.cgroup_path);
-  PREDUMP_RETURN_IF_ERROR(checker.CheckMemory(begin.memory_bytes()));
-  return checker.Take();
+absl::StatusOr<std::vector<proto::Blocker>> RecheckFiles(const proto::ProcessState& state) {
+  Blockers blockers;
+  std::set<std::string> seen;
+  for (const auto& file : state.files()) {
+    if (file.has_reg() && seen.insert(file.reg().name()).second) {
+      CheckRegular(file.reg(), blockers);
+    }
+  }
+  return blockers;
 }
 
-absl::StatusOr<std::vector<proto::Blocker>> RecheckFiles(const proto::ProcessState& state) {
-  Checker checker;
-  checker.CheckFiles(state);
-  return checker.Take();
+absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
+                                                               const TargetCheckOptions& options) {
+  PREDUMP_ASSIGN_OR_RETURN(Blockers blockers, RecheckFiles(begin.preview()));
+  CheckPids(begin, options, blockers);
+  CheckKernel(begin, blockers);
+  PREDUMP_RETURN_IF_ERROR(CheckMemory(begin.memory_bytes(), blockers));
+  if (!options.cgroup_path.empty() &&
+      ::access(absl::StrCat(options.cgroup_path, "/cgroup.procs").c_str(), W_OK) != 0) {
+    Add(blockers, absl::StrCat("cgroup ", options.cgroup_path), ::strerror(errno));
+  }
+  CheckSockets(begin.preview(), blockers);
+  PREDUMP_RETURN_IF_ERROR(CheckRights(begin.preview(), blockers));
+  const auto& files = begin.preview().files();
+  if (!options.shell_job &&
+      std::any_of(files.begin(), files.end(), [](const auto& file) { return file.has_tty(); })) {
+    Add(blockers, "terminal", "the page server has no terminal for the process",
+        "run it in the foreground of one, with --shell-job");
+  }
+  return blockers;
 }
 
 }  // namespace predump::restore

@@ -15,13 +15,14 @@ namespace predump::restore {
 
 struct TargetCheckOptions {
   bool new_pid_namespace = false;
-  bool shell_job = false;    // the server has a terminal to give
-  std::string cgroup_path;  // as LandingOptions
+  bool shell_job = false;        // the server has a terminal to give
+  std::string cgroup_path = {};  // as LandingOptions
 };
 
 // Everything that keeps the process of `begin` (validated) from this host: pids taken, files
-// missing or others than at the source, addresses in use, memory, limits, cgroup. Empty: it may
-// come. Errors only where the host cannot be asked.
+// missing or others than at the source (kind, mode, size, build-id), addresses in use, memory,
+// limits, capabilities, this kernel, cgroup, terminal. Empty: it may come. Errors only where the
+// host cannot be asked.
 absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
                                                                const TargetCheckOptions& options);
 
