@@ -48,6 +48,7 @@ int Main(int argc, char** argv) {
       "Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 cancelled, 5 parked (run `predump "
       "resolve`),\n6 the process ended by itself. On 1, 3 and 4 the process runs on here, "
       "unchanged.\nMore: man predump");
+  app.fallthrough();  // subcommands inherit it: -v and -o may stand behind them too
   CommonOptions common;
   AddCommon(app, common);
   Command command;
@@ -56,7 +57,6 @@ int Main(int argc, char** argv) {
   AddCheck(app, common, command);
   AddResolve(app, common, command);
   app.require_subcommand(0, 1);
-  app.fallthrough();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

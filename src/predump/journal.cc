@@ -70,7 +70,8 @@ absl::Status Journal::Write(const JournalEntry& entry) const {
   };
   // A command name may hold any bytes.
   const std::string text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
-  return base::WriteFileAtomically(PathOf(entry), absl::StrCat(text, "\n"));
+  return base::WriteFileAtomically(PathOf(entry), absl::StrCat(text, "\n"),
+                                   base::Durability::kProcessDeath);
 }
 
 absl::Status Journal::Remove(const JournalEntry& entry) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "spdlog/spdlog.h"
 #include "src/base/errors.h"
 #include "src/pagemap/layout.h"
 #include "src/transport/data_format.h"
@@ -84,6 +85,8 @@ class Cursor {
 
 absl::Status PageSender::SendLayout(const pagemap::VmaList& vmas) {
   for (const pagemap::LayoutOp& op : pagemap::DiffLayout(sent_layout_, vmas)) {
+    spdlog::trace("{} {} {}", op.kind == pagemap::LayoutOp::Kind::kUnmap ? "unmap" : "map",
+                  op.range.ToString(), op.path);
     if (op.kind == pagemap::LayoutOp::Kind::kUnmap) {
       const WireExtent extent = ToWire(op.range);
       PREDUMP_RETURN_IF_ERROR(data_.Unmap({&extent, 1}));
@@ -116,6 +119,9 @@ absl::StatusOr<base::PageCount> PageSender::SendDirty(const pagemap::DirtySet& d
     if (result.fetched.empty()) continue;
     base::ByteCount bytes;
     for (const Extent& extent : result.fetched) bytes += extent.size();
+    if (spdlog::should_log(spdlog::level::trace)) {
+      for (const Extent& extent : result.fetched) spdlog::trace("pages {}", extent.ToString());
+    }
     limiter_.Acquire(bytes);
     PREDUMP_RETURN_IF_ERROR(data_.PagesHeader(ToWire(result.fetched)));
     if (const absl::Status pushed = source_.PushTo(data_.fd()); !pushed.ok()) {

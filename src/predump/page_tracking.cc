@@ -64,8 +64,7 @@ absl::Status PageTracking::MakeTracker(const kernel::ProcessHandle& process,
   tracker_reason = choice.reason;
   if (choice.name == "uffd-wp" && setup.userfaultfd.valid()) {
     if (options.use_bpf) {
-      absl::StatusOr<kernel::ReadsInFlight> followed =
-          kernel::ReadsInFlight::Create(process.pid());
+      absl::StatusOr<kernel::ReadsInFlight> followed = kernel::ReadsInFlight::Create(process.pid());
       if (followed.ok()) {
         reads = std::make_unique<pagemap::BpfInFlightReads>(*std::move(followed));
       } else {

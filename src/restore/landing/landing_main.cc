@@ -298,9 +298,13 @@ class LandingProgram {
       int64_t got = Call(__NR_recvmsg, Socket(), AddressOf(&message), kMsgWaitAll);
       if (got == -kEintr) continue;
       IoVector& current = g_buffers.vectors[first];
-      if (got == -kEfault && !opened && MakeWritable(current)) {
+      if (got == -kEfault && !opened) {
+        // One packet's bytes go in whole or not at all, also where they span several vectors: the
+        // one that could not be written need not be the first.
         opened = true;
-        continue;
+        bool any = false;
+        for (uint32_t i = first; i < first + many; ++i) any |= MakeWritable(g_buffers.vectors[i]);
+        if (any) continue;
       }
       if (Failed(got)) {
         GiveUp(LandingFault::kReceive, static_cast<int>(-got), AddressOf(current.base));
