@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -101,10 +102,14 @@ absl::Status RefuseNamespaces(const kernel::ProcessHandle& process, BlockerList&
       blockers.Add(absl::StrCat("attribute ", id.name, " namespace"), "differs from this program's",
                    "run predump in that namespace (nsenter)");
     }
-    absl::string_view own = id.name;
-    if (!absl::ConsumeSuffix(&own, "_for_children")) continue;
+  }
+  // A pid namespace that has no process yet cannot even be read (kernel/pid_namespace.c).
+  for (const auto& [own, of_children] :
+       {std::pair("pid", "pid_for_children"), std::pair("time", "time_for_children")}) {
     const auto* current = find(theirs, own);
-    if (current != nullptr && current->inode != id.inode) {
+    const auto* next = find(theirs, of_children);
+    if (current != nullptr && find(ours, of_children) != nullptr &&
+        (next == nullptr || next->inode != current->inode)) {
       blockers.Add(absl::StrCat("attribute ", own, " namespace"),
                    "its children would be born in another one");
     }

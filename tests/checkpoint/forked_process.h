@@ -48,6 +48,9 @@ absl::StatusOr<std::vector<std::string>> BlockersOf(const kernel::ProcessHandle&
 const criu::file_entry& FileOf(const proto::ProcessState& state, uint32_t fd);
 const proto::FileExtra* ExtraOf(const proto::ProcessState& state, uint32_t fd);
 
+// For use in a child: forks a process that keeps what is open there, until the child dies.
+void ForkHolder();
+
 // For use in a child: ends it with a message when `condition` is false.
 void Require(bool condition, const char* what);
 
