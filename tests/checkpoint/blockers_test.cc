@@ -337,6 +337,32 @@ TEST(RefusedWithOthers, WithoutBpfWhatCannotBeReadIsNamed) {
   EXPECT_THAT(*blockers, Contains(HasSubstr("signal actions")));
 }
 
+TEST(RefusedAtTheFreeze, DescriptorsInAQueue) {
+  const ForkedProcess child([] {
+    int pair[2];
+    Require(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0, "socketpair");
+    Place(pair[0], 10);
+    Place(pair[1], 11);
+    char byte = 'x';
+    struct iovec vector = {.iov_base = &byte, .iov_len = 1};
+    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    struct msghdr message = {};
+    message.msg_iov = &vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    struct cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    const int passed = 0;
+    std::memcpy(CMSG_DATA(header), &passed, sizeof passed);
+    Require(::sendmsg(10, &message, 0) == 1, "sendmsg");
+  });
+  EXPECT_THAT(testing::CaptureOnce(child.handle()).status().message(),
+              HasSubstr("fd 11: descriptors travel in its queue (SCM_RIGHTS)"));
+}
+
 TEST(RefusedWithOthers, AllAtOnce) {
   const ForkedProcess child([] {
     Place(::inotify_init(), 10);

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/rseq.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -245,6 +246,39 @@ TEST(CaptureTask, ExtendedStateIsDecodedAndRaw) {
   EXPECT_EQ(fpregs.xsave().ymmh_space(7 * 4), 0x55667788u);
   EXPECT_EQ(fpregs.xsave().ymmh_space(7 * 4 + 3), 0x99aabbccu);
   EXPECT_GE(state.threads(0).extra().xsave().size(), 832u);
+}
+
+// DESIGN 12, fact 6: what the sequence has done so far is void; it goes on at its abort address.
+TEST(CaptureTask, AThreadInsideARestartableSequenceGoesOnAtItsAbortAddress) {
+  const ForkedProcess child([] {},
+                            [] {
+                              static struct rseq_cs sequence = {};
+                              auto* area = reinterpret_cast<struct rseq*>(
+                                  static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset);
+                              asm volatile(
+                                  "lea 1f(%%rip), %%rax\n mov %%rax, %0\n"
+                                  "lea 2f(%%rip), %%rcx\n sub %%rax, %%rcx\n mov %%rcx, %1\n"
+                                  "lea 4f(%%rip), %%rcx\n mov %%rcx, %2\n"
+                                  "jmp 5f\n"
+                                  // A preemption aborts the sequence; it starts itself again.
+                                  ".long 0x53053053\n4: 5: mov %4, %3\n"
+                                  "1: pause\n jmp 1b\n2:\n"
+                                  : "=m"(sequence.start_ip), "=m"(sequence.post_commit_offset),
+                                    "=m"(sequence.abort_ip), "=m"(area->rseq_cs)
+                                  : "r"(&sequence)
+                                  : "rax", "rcx", "memory");
+                            });
+  for (int attempt = 0; attempt < 1000; ++attempt) {
+    const auto state = Captured(child);
+    struct user_regs_struct raw;
+    std::memcpy(&raw, state.threads(0).extra().raw_registers().data(), sizeof raw);
+    const uint64_t ip = state.threads(0).core().thread_info().gpregs().ip();
+    if (raw.rip == ip) continue;  // not in the sequence yet, or the kernel was faster
+    EXPECT_LT(ip, raw.rip);
+    EXPECT_GT(ip + 32, raw.rip) << "the abort address lies just before the loop";
+    return;
+  }
+  FAIL() << "the thread was never stopped inside its sequence";
 }
 
 TEST(CaptureTask, InterruptedSleepKeepsItsRemainingTime) {
