@@ -257,8 +257,10 @@ class BadFrameTest : public LandingTest, public ::testing::WithParamInterface<Ba
 TEST_P(BadFrameTest, IsRefusedAndEndsTheLanding) {
   GetParam().send(source_);
   ExpectRefusal(GetParam().words, EPROTO);
+  // It has hung up; with bytes of the bad frame still unread, the kernel calls that a reset.
   char byte;
-  EXPECT_EQ(::recv(source_.fd(), &byte, 1, 0), 0);
+  const ssize_t got = ::recv(source_.fd(), &byte, 1, 0);
+  EXPECT_TRUE(got == 0 || (got < 0 && errno == ECONNRESET)) << got << " errno " << errno;
 }
 
 constexpr auto kPages = DataKind::kPages;
