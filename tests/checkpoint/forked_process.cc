@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "gtest/gtest.h"
 #include "src/base/errors.h"
 #include "src/images/image_set.h"
 
@@ -111,15 +112,17 @@ absl::StatusOr<std::vector<std::string>> BlockersOf(const kernel::ProcessHandle&
 
 const criu::file_entry& FileOf(const proto::ProcessState& state, uint32_t fd) {
   const criu::file_entry* file = images::FileIndex(state).FindByDescriptor(fd);
-  if (file == nullptr) {
-    std::fprintf(stderr, "no descriptor %u in the state\n", fd);
-    std::abort();
-  }
-  return *file;
+  // An empty entry rather than an end of the program, which would leave the child behind.
+  static const criu::file_entry none;
+  if (file == nullptr) ADD_FAILURE() << "no descriptor " << fd << " in the state";
+  return file == nullptr ? none : *file;
 }
 
 const proto::FileExtra* ExtraOf(const proto::ProcessState& state, uint32_t fd) {
-  return images::FileIndex(state).FindExtra(FileOf(state, fd).id());
+  const proto::FileExtra* extra = images::FileIndex(state).FindExtra(FileOf(state, fd).id());
+  static const proto::FileExtra none;
+  if (extra == nullptr) ADD_FAILURE() << "descriptor " << fd << " has no extra";
+  return extra == nullptr ? &none : extra;
 }
 
 }  // namespace predump::checkpoint::testing

@@ -44,7 +44,8 @@ absl::StatusOr<proto::ProcessState> CaptureOnce(const kernel::ProcessHandle& pro
 absl::StatusOr<std::vector<std::string>> BlockersOf(const kernel::ProcessHandle& process,
                                                     const CaptureOptions& options = {});
 
-// The file a descriptor of the state refers to; aborts where there is none.
+// The file a descriptor of the state refers to, and its extra; a failure and an empty message where
+// there is none.
 const criu::file_entry& FileOf(const proto::ProcessState& state, uint32_t fd);
 const proto::FileExtra* ExtraOf(const proto::ProcessState& state, uint32_t fd);
 
