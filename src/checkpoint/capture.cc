@@ -1,5 +1,7 @@
 #include "src/checkpoint/capture.h"
 
+#include <fcntl.h>
+
 #include <signal.h>
 
 #include <algorithm>
@@ -71,6 +73,16 @@ void AppendNew(const std::vector<siginfo_t>& now, std::vector<std::string> befor
 }
 
 bool IsArmed(const criu::itimer_entry& timer) { return timer.vsec() != 0 || timer.vusec() != 0; }
+
+// A file that the process may write has another size by the time the target looks; the real state
+// brings the size that holds.
+void ForgetSizesThatChange(proto::ProcessState& preview) {
+  for (criu::file_entry& file : *preview.mutable_files()) {
+    if (file.has_reg() && (file.reg().flags() & O_ACCMODE) != O_RDONLY) {
+      file.mutable_reg()->clear_size();
+    }
+  }
+}
 
 }  // namespace
 
@@ -250,6 +262,7 @@ absl::StatusOr<checkpoint::Survey> Capturer::Survey(const pagemap::VmaList& vmas
   PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
   PREDUMP_RETURN_IF_ERROR(
       impl_->FillCommon(snapshot, vmas, /*frozen=*/false, survey.preview, blockers));
+  ForgetSizesThatChange(survey.preview);
   survey.blockers = std::move(blockers).Take();
   return survey;
 }

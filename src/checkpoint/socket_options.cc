@@ -50,22 +50,29 @@ constexpr RawOption kIp[] = {
     {IPPROTO_IP, IP_CHECKSUM},
     {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT},
     {IPPROTO_IP, IP_RECVFRAGSIZE},
+    {IPPROTO_IP, IP_LOCAL_PORT_RANGE},
+};
+constexpr RawOption kIpv6[] = {
+    {IPPROTO_IPV6, IPV6_UNICAST_HOPS},    {IPPROTO_IPV6, IPV6_MTU_DISCOVER},
+    {IPPROTO_IPV6, IPV6_RECVERR},         {IPPROTO_IPV6, IPV6_RECVPKTINFO},
+    {IPPROTO_IPV6, IPV6_RECVHOPLIMIT},    {IPPROTO_IPV6, IPV6_RECVTCLASS},
+    {IPPROTO_IPV6, IPV6_TCLASS},          {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL},
+    {IPPROTO_IPV6, IPV6_DONTFRAG},        {IPPROTO_IPV6, IPV6_MINHOPCOUNT},
+    {IPPROTO_IPV6, IPV6_TRANSPARENT},     {IPPROTO_IPV6, IPV6_FREEBIND},
+    {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR}, {IPPROTO_IPV6, IPV6_ADDR_PREFERENCES},
+};
+// Of datagram sockets only: a stream socket shows values for them that it refuses to be set to.
+constexpr RawOption kIpMulticast[] = {
     {IPPROTO_IP, IP_MULTICAST_TTL},
     {IPPROTO_IP, IP_MULTICAST_LOOP},
     {IPPROTO_IP, IP_MULTICAST_IF},
     {IPPROTO_IP, IP_MULTICAST_ALL},
-    {IPPROTO_IP, IP_LOCAL_PORT_RANGE},
 };
-constexpr RawOption kIpv6[] = {
-    {IPPROTO_IPV6, IPV6_UNICAST_HOPS},    {IPPROTO_IPV6, IPV6_MULTICAST_IF},
-    {IPPROTO_IPV6, IPV6_MULTICAST_HOPS},  {IPPROTO_IPV6, IPV6_MULTICAST_LOOP},
-    {IPPROTO_IPV6, IPV6_MTU_DISCOVER},    {IPPROTO_IPV6, IPV6_RECVERR},
-    {IPPROTO_IPV6, IPV6_RECVPKTINFO},     {IPPROTO_IPV6, IPV6_RECVHOPLIMIT},
-    {IPPROTO_IPV6, IPV6_RECVTCLASS},      {IPPROTO_IPV6, IPV6_TCLASS},
-    {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL},   {IPPROTO_IPV6, IPV6_DONTFRAG},
-    {IPPROTO_IPV6, IPV6_MINHOPCOUNT},     {IPPROTO_IPV6, IPV6_TRANSPARENT},
-    {IPPROTO_IPV6, IPV6_FREEBIND},        {IPPROTO_IPV6, IPV6_MULTICAST_ALL},
-    {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR}, {IPPROTO_IPV6, IPV6_ADDR_PREFERENCES},
+constexpr RawOption kIpv6Multicast[] = {
+    {IPPROTO_IPV6, IPV6_MULTICAST_IF},
+    {IPPROTO_IPV6, IPV6_MULTICAST_HOPS},
+    {IPPROTO_IPV6, IPV6_MULTICAST_LOOP},
+    {IPPROTO_IPV6, IPV6_MULTICAST_ALL},
 };
 // Not TCP_QUICKACK: it says what the connection does now, and turns itself off.
 constexpr RawOption kTcp[] = {
@@ -209,6 +216,8 @@ void FillOtherOptions(int socket, int fresh, const SocketKind& kind, proto::File
     CompareAll(socket, fresh, kTcp, extra);
   } else {
     CompareAll(socket, fresh, kUdp, extra);
+    CompareAll(socket, fresh, kIpMulticast, extra);
+    if (kind.family == AF_INET6) CompareAll(socket, fresh, kIpv6Multicast, extra);
   }
 }
 
