@@ -1,8 +1,6 @@
 #include "src/pagemap/page_hash.h"
 
-#include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -17,6 +15,7 @@
 #include "src/base/unique_fd.h"
 #include "src/kernel/process_memory.h"
 #include "src/pagemap/copied_pages.h"
+#include "src/pagemap/mapped_files.h"
 #include "src/pagemap/page_scanner.h"
 
 namespace predump::pagemap {
@@ -117,26 +116,21 @@ bool IsZero(std::span<const std::byte> bytes) {
   return bytes[0] == std::byte{0} && memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
 }
 
-// The file behind a mapping, opened through the process, whose mount namespace may be another one.
-base::UniqueFd OpenMappedFile(const kernel::ProcessHandle& process, const Vma& vma) {
-  absl::StatusOr<base::UniqueFd> fd =
-      process.OpenProc(absl::StrCat("map_files/", vma.range.ToString()), O_RDONLY);
-  return fd.ok() ? *std::move(fd) : base::UniqueFd();
-}
-
-// Whether `bytes` is what the file behind `vma` holds at `page`; past its end it holds zeros.
+// Whether `bytes` is what the file behind `vma` holds at `page`.
 bool EqualsFile(int fd, const Vma& vma, RemoteAddress page, std::span<const std::byte> bytes) {
-  std::vector<std::byte> in_file(bytes.size(), std::byte{0});
-  const uint64_t offset = vma.file_offset_bytes + (page - vma.range.start()).value();
-  return ::pread(fd, in_file.data(), in_file.size(), static_cast<off_t>(offset)) >= 0 &&
+  std::vector<std::byte> in_file(bytes.size());
+  return ReadMappedFile(fd, vma, page, in_file) &&
          std::equal(bytes.begin(), bytes.end(), in_file.begin());
 }
 
 absl::Status FindUnexpected(const kernel::ProcessHandle& process, const Vma& vma,
                             const ExtentSet& pages, PageReader& reader, ExtentSet& unexpected) {
   if (pages.empty()) return absl::OkStatus();
-  const base::UniqueFd file =
-      vma.kind == VmaKind::kFilePrivate ? OpenMappedFile(process, vma) : base::UniqueFd();
+  base::UniqueFd file;  // where it cannot be opened, every private copy is unexpected
+  if (vma.kind == VmaKind::kFilePrivate) {
+    absl::StatusOr<base::UniqueFd> opened = OpenMappedFile(process, vma);
+    if (opened.ok()) file = *std::move(opened);
+  }
   return reader.Visit(pages.extents(), [&](RemoteAddress page, std::span<const std::byte> bytes) {
     // Unreadable here means that nothing is behind it, past the end of a file for one.
     const bool harmless = bytes.empty() || (vma.kind == VmaKind::kFilePrivate

@@ -39,8 +39,12 @@ ExtentSet PrivateMemory(const VmaList& vmas) {
 }  // namespace
 
 UffdWpTracker::UffdWpTracker(const kernel::ProcessHandle& process, kernel::Userfaultfd uffd,
-                             PageScanner scanner, const UffdWpOptions& options)
-    : process_(process), uffd_(std::move(uffd)), scanner_(std::move(scanner)), options_(options) {}
+                             PageScanner scanner, MappedFiles files, const UffdWpOptions& options)
+    : process_(process),
+      uffd_(std::move(uffd)),
+      scanner_(std::move(scanner)),
+      files_(std::move(files)),
+      options_(options) {}
 
 UffdWpTracker::~UffdWpTracker() { Disarm().IgnoreError(); }
 
@@ -48,8 +52,9 @@ absl::StatusOr<std::unique_ptr<UffdWpTracker>> UffdWpTracker::Create(
     const kernel::ProcessHandle& process, kernel::Userfaultfd uffd, const UffdWpOptions& options) {
   PREDUMP_RETURN_IF_ERROR(uffd.EnableWriteProtectAsync());
   PREDUMP_ASSIGN_OR_RETURN(PageScanner scanner, PageScanner::Open(process));
+  PREDUMP_ASSIGN_OR_RETURN(MappedFiles files, MappedFiles::Create(process));
   return std::unique_ptr<UffdWpTracker>(
-      new UffdWpTracker(process, std::move(uffd), std::move(scanner), options));
+      new UffdWpTracker(process, std::move(uffd), std::move(scanner), std::move(files), options));
 }
 
 UffdWpTracker::Statistics UffdWpTracker::statistics() const {
@@ -125,6 +130,9 @@ absl::StatusOr<DirtySet> UffdWpTracker::Scan(const VmaList& vmas, bool reset) {
           scanner_.Classify(part, BackingOf(vma), reset ? WalkPace::kInSteps : WalkPace::kWhole));
       contents->data.AddAll(more.data);
       contents->empty.AddAll(more.empty);
+    }
+    if (reset && vma.kind == VmaKind::kFilePrivate && !contents->data.empty()) {
+      files_.Prepare(vma);  // the freeze has no time to open files
     }
     dirty.pages.AddAll(contents->data);
     dirty.drop.AddAll(held_.Intersection(contents->empty));
@@ -218,6 +226,15 @@ absl::Status UffdWpTracker::FindDiscardedFilePages(const Vma& vma, PageContents&
   // That mark alone reads as "swapped out". Sending what the page reads as is right for both.
   PREDUMP_ASSIGN_OR_RETURN(const ExtentSet swapped, scanner_.Swapped(now.data));
   contents.data.AddAll(swapped);
+
+  // A write to a discarded page takes two faults: one makes a private copy, still marked as
+  // protected, the next lifts the mark. A thread frozen between the two leaves a page that looks
+  // untouched but holds what the file holds, not what was sent.
+  ExtentSet copies = now.data;
+  copies.Subtract(swapped);
+  PREDUMP_ASSIGN_OR_RETURN(const MappedFiles::Comparison comparison, files_.Compare(vma, copies));
+  contents.empty.AddAll(comparison.equal);
+  contents.data.AddAll(comparison.unknown);
   return absl::OkStatus();
 }
 

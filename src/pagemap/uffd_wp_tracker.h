@@ -25,6 +25,7 @@
 #include "src/pagemap/dirty_tracker.h"
 #include "src/pagemap/extent.h"
 #include "src/pagemap/in_flight_reads.h"
+#include "src/pagemap/mapped_files.h"
 #include "src/pagemap/page_scanner.h"
 #include "src/pagemap/vma.h"
 
@@ -80,7 +81,7 @@ class UffdWpTracker final : public DirtyTracker {
   };
 
   UffdWpTracker(const kernel::ProcessHandle& process, kernel::Userfaultfd uffd, PageScanner scanner,
-                const UffdWpOptions& options);
+                MappedFiles files, const UffdWpOptions& options);
 
   absl::StatusOr<DirtySet> Scan(const VmaList& vmas, bool reset);
   // Ranges to be sent whatever the page tables say, and `held_` brought up to the new layout.
@@ -108,6 +109,7 @@ class UffdWpTracker final : public DirtyTracker {
   const kernel::ProcessHandle& process_;
   std::optional<kernel::Userfaultfd> uffd_;  // nothing once disarmed
   PageScanner scanner_;
+  MappedFiles files_;
   UffdWpOptions options_;
 
   VmaList layout_;                         // of the last scan
