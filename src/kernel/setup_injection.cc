@@ -29,6 +29,8 @@ namespace {
 
 // Calls of the program do not wait for anybody but for the address space's lock.
 constexpr absl::Duration kCallTimeout = absl::Seconds(30);
+// Long enough to cost nothing, short enough to hit the pause between two children of a vfork loop.
+constexpr absl::Duration kLookAgain = absl::Milliseconds(1);
 constexpr size_t kMostThreadsLookedAt = 64;
 constexpr size_t kFewestTableEntries = 16;
 constexpr uint64_t kCodeSegment64 = 0x33;
@@ -101,6 +103,7 @@ class SetupInjector {
 
  private:
   absl::Status Prepare();
+  // Those that can be stopped now, best first.
   absl::StatusOr<std::vector<Candidate>> ChooseThreads();
   absl::Status StopAndRun(pid_t tid);
   absl::Status EnterProgram(Tracee& thread, const user_regs_struct& stopped);
@@ -135,11 +138,11 @@ absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const Setu
 
 absl::StatusOr<SetupResult> SetupInjector::Run() {
   PREDUMP_RETURN_IF_ERROR(Prepare());
-  PREDUMP_ASSIGN_OR_RETURN(const std::vector<Candidate> candidates, ChooseThreads());
   const int64_t deadline =
       base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(request_.timeout);
   absl::Status status;
-  do {
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const std::vector<Candidate> candidates, ChooseThreads());
     for (const Candidate& candidate : candidates) {
       status = StopAndRun(candidate.tid);
       if (status.ok()) {
@@ -149,10 +152,19 @@ absl::StatusOr<SetupResult> SetupInjector::Run() {
       // Nothing was done to a thread that did not stop or that exited: another one may do.
       if (!absl::IsDeadlineExceeded(status) && !base::IsTargetExited(status)) return status;
     }
-    PREDUMP_ASSIGN_OR_RETURN(const bool exited, process_.HasExited());
-    if (exited) return status;
-  } while (base::MonotonicNanoseconds() < deadline);
-  return status;
+    if (candidates.empty()) {
+      status = absl::DeadlineExceededError(
+          absl::StrCat("process ", process_.pid(), " had no thread that could be stopped within ",
+                       absl::FormatDuration(request_.timeout)));
+    }
+    // The end of an uninterruptible wait (a vfork child's exec, for one) is told by nothing but the
+    // thread's state; the end of the process is.
+    PREDUMP_ASSIGN_OR_RETURN(const bool exited, process_.WaitForExit(kLookAgain));
+    if (exited) {
+      return base::TargetExited(absl::StrCat("process ", process_.pid(), " has exited"));
+    }
+    if (base::MonotonicNanoseconds() >= deadline) return status;
+  }
 }
 
 absl::Status SetupInjector::Prepare() {
@@ -199,6 +211,7 @@ absl::StatusOr<std::vector<Candidate>> SetupInjector::ChooseThreads() {
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(process_));
   std::vector<Candidate> candidates;
   bool filtered = false;
+  bool busy = false;
   for (const pid_t tid : std::span(tids).first(std::min(tids.size(), kMostThreadsLookedAt))) {
     const absl::StatusOr<StatusFields> status = ReadThreadStatus(process_, tid);
     const absl::StatusOr<SyscallState> state = ReadThreadSyscall(process_, tid);
@@ -211,17 +224,15 @@ absl::StatusOr<std::vector<Candidate>> SetupInjector::ChooseThreads() {
     // A filter may kill the process for a call it does not expect.
     filtered |= status->seccomp_mode != 0;
     if (status->seccomp_mode != 0 || status->state == 'Z' || status->state == 'X') continue;
-    const std::optional<int> rank = Rank(*state);
+    // A thread in an uninterruptible wait (D) could be seized, but neither stopped nor let go of.
+    const std::optional<int> rank = status->state == 'D' ? std::nullopt : Rank(*state);
+    busy |= !rank.has_value();
     if (rank.has_value()) candidates.push_back({tid, *rank});
   }
-  if (candidates.empty() && filtered) {
+  if (candidates.empty() && filtered && !busy) {
     return absl::FailedPreconditionError(
         absl::StrCat("process ", process_.pid(),
                      " has a seccomp filter, which may kill it for the calls of the setup"));
-  }
-  if (candidates.empty()) {
-    return absl::DeadlineExceededError(
-        absl::StrCat("process ", process_.pid(), " has no thread that can be stopped"));
   }
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const Candidate& a, const Candidate& b) { return a.rank < b.rank; });

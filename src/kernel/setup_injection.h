@@ -29,7 +29,8 @@ struct SetupRequest {
   // Whether the process is a child subreaper, where known (BPF): a helper would become its child,
   // so it gets none. Unset: asked for by one more remote call.
   std::optional<bool> is_subreaper = std::nullopt;
-  // How long a thread may take to stop before another outcome is reported.
+  // How long is waited for a thread that can be stopped: vfork parents and other uninterruptible
+  // waits come to their end first.
   absl::Duration timeout = absl::Seconds(2);
 };
 
@@ -45,7 +46,7 @@ struct SetupResult {
 
 // Errors (nothing was done to the target): TargetExited; FailedPrecondition: stopped, traced by
 // somebody else (named), every thread seccomp-filtered, or the padding in use; Unimplemented: not a
-// 64-bit process or no vDSO; DeadlineExceeded no thread could be stopped.
+// 64-bit process or no vDSO; DeadlineExceeded no thread could be stopped within the timeout.
 absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const SetupRequest& request);
 
 }  // namespace predump::kernel

@@ -6,6 +6,7 @@
 #include <sys/prctl.h>
 #include <sys/rseq.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <atomic>
@@ -128,6 +129,51 @@ TEST(SetupInjectionTest, WithoutHelperThePaddingIsZeroAgainAtOnce) {
     ASSERT_TRUE(AllZero(ReadPadding(*process)));
   }
   EXPECT_EQ(progress->wrong, 0);
+}
+
+TEST(SetupInjectionTest, WaitsForAProcessWhoseOnlyThreadIsAVforkParent) {
+  SharedValue<Progress> progress;
+  ChildProcess child([&] {
+    for (;;) {
+      const pid_t vforked = ::vfork();
+      if (vforked == 0) {
+        const struct timespec nap = {0, 60'000'000};
+        ::syscall(SYS_nanosleep, &nap, nullptr);
+        ::_exit(0);
+      }
+      if (::waitpid(vforked, nullptr, 0) != vforked) ++progress->wrong;
+      const struct timespec nap = {0, 10'000'000};
+      if (::nanosleep(&nap, nullptr) != 0) ++progress->wrong;
+      ++progress->steps;
+    }
+  });
+  const auto process = ProcessHandle::Open(child.pid());
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(Eventually([&] { return ReadStat(*process)->state == 'D'; }));
+    const auto setup = InjectSetup(*process, {});
+    ASSERT_TRUE(setup.ok()) << setup.status();
+    EXPECT_TRUE(setup->helper.has_value()) << setup->helper_status;
+    EXPECT_LT(setup->stopped, absl::Milliseconds(40)) << "the wait is no part of the stop";
+  }
+  const long steps = progress->steps;
+  EXPECT_TRUE(Eventually([&] { return progress->steps > steps; }));
+  EXPECT_EQ(progress->wrong, 0);
+}
+
+TEST(SetupInjectionTest, VforkParentThatNeverComesBackIsGivenUpAfterTheTimeout) {
+  ChildProcess child([] {
+    if (::vfork() == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      for (;;) ::syscall(SYS_pause);
+    }
+  });
+  const auto process = ProcessHandle::Open(child.pid());
+  ASSERT_TRUE(Eventually([&] { return ReadStat(*process)->state == 'D'; }));
+  const auto setup = InjectSetup(*process, {.timeout = absl::Milliseconds(50)});
+  EXPECT_EQ(setup.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(setup.status().message()),
+              testing::HasSubstr("no thread that could be stopped"));
+  EXPECT_EQ(ReadStatus(*process)->tracer_pid, 0);
 }
 
 TEST(SetupInjectionTest, HelperSplicesTheTargetsBytesAndFollowsItsWrites) {
