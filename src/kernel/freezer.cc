@@ -69,7 +69,53 @@ absl::Status WaitUntilStoppable(const ProcessHandle& process, absl::Duration tim
   return absl::OkStatus();
 }
 
+// The kernel finishes interrupted calls by itself, but for those that give EINTR on a mere stop.
+absl::Status RepeatInterruptedCall(Tracee& thread) {
+  PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, thread.GetRegisters());
+  const std::optional<user_regs_struct> fixed = NativeRestartRegisters(registers);
+  return fixed.has_value() ? thread.SetRegisters(*fixed) : absl::OkStatus();
+}
+
+// Waits until a process is parked.
+absl::Status WaitUntilParked(const ProcessHandle& process, absl::Duration timeout) {
+  const int64_t start = base::MonotonicNanoseconds();
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const ParkCondition condition, ParkConditionOf(process));
+    const absl::Duration waited = absl::Nanoseconds(base::MonotonicNanoseconds() - start);
+    switch (condition) {
+      case ParkCondition::kParked:
+        return absl::OkStatus();
+      case ParkCondition::kExited:
+        return base::TargetExited(absl::StrCat("process ", process.pid(), " has exited"));
+      case ParkCondition::kGoing:
+        if (waited < std::min(kStopGrace, timeout)) break;
+        return absl::FailedPreconditionError(
+            absl::StrCat("process ", process.pid(), " is not stopped"));
+      case ParkCondition::kHeld:
+        if (waited < timeout) break;
+        return absl::DeadlineExceededError(
+            absl::StrCat("process ", process.pid(), " is traced by somebody or about to stop"));
+    }
+    // Its exit ends the wait; nothing tells us of its stop.
+    PREDUMP_RETURN_IF_ERROR(process.WaitForExit(absl::Milliseconds(1)));
+  }
+}
+
 }  // namespace
+
+absl::StatusOr<ParkCondition> ParkConditionOf(const ProcessHandle& process) {
+  const absl::StatusOr<StatusFields> status = ReadStatus(process);
+  if (base::IsTargetExited(status.status())) return ParkCondition::kExited;
+  PREDUMP_RETURN_IF_ERROR(status);
+  if (status->state == 'Z' || status->state == 'X') return ParkCondition::kExited;
+  if (status->tracer_pid != 0 || status->state == 't') return ParkCondition::kHeld;
+  // These cannot be blocked: pending means on the way to being dead, or stopped.
+  constexpr uint64_t kDecided = SignalBit(SIGKILL) | SignalBit(SIGSTOP);
+  if (((status->pending_thread | status->pending_process) & kDecided) != 0) {
+    return ParkCondition::kHeld;
+  }
+  return status->state == 'T' ? ParkCondition::kParked : ParkCondition::kGoing;
+}
 
 absl::StatusOr<FrozenProcess> FrozenProcess::Freeze(const ProcessHandle& process,
                                                     absl::Duration timeout) {
@@ -126,6 +172,9 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
     const absl::StatusOr<WaitEvent> stop = threads_[i].WaitForEventStop(absl::Nanoseconds(left));
     if (stop.ok()) {
       was_stopped_ |= stop->IsGroupStop();
+      // Now, not at the thaw: should we be killed, the thread goes on with the registers it has.
+      const absl::Status status = RepeatInterruptedCall(threads_[i]);
+      if (!status.ok() && !base::IsTargetExited(status)) return status;
       ++i;
     } else if (base::IsTargetExited(stop.status())) {
       threads_.erase(threads_.begin() + static_cast<ptrdiff_t>(i));
@@ -148,12 +197,9 @@ absl::Status FrozenProcess::DetachAll() {
   absl::Status first_error;
   for (Tracee& thread : threads_) {
     if (thread.tid() == 0) continue;
-    // The kernel finishes interrupted calls by itself, but for those that give EINTR on a stop.
-    const absl::StatusOr<user_regs_struct> registers = thread.GetRegisters();
-    if (registers.ok()) {
-      if (const std::optional<user_regs_struct> fixed = NativeRestartRegisters(*registers)) {
-        first_error.Update(thread.SetRegisters(*fixed));
-      }
+    // A thread that ran since the freeze, to swallow a signal, was interrupted once more.
+    if (const absl::Status status = RepeatInterruptedCall(thread); !base::IsTargetExited(status)) {
+      first_error.Update(status);
     }
     first_error.Update(std::move(thread).Detach());
   }
@@ -213,12 +259,24 @@ absl::Status FrozenProcess::Kill() && {
       absl::StrCat("process ", process_->pid(), " was killed but has not exited"));
 }
 
-absl::Status FrozenProcess::UnparkAndResume(const ProcessHandle& process, absl::Duration timeout) {
-  PREDUMP_ASSIGN_OR_RETURN(FrozenProcess frozen, Freeze(process, timeout));
-  if (!frozen.was_stopped_) {
+absl::StatusOr<FrozenProcess> FrozenProcess::FreezeParked(const ProcessHandle& process,
+                                                          absl::Duration timeout) {
+  PREDUMP_RETURN_IF_ERROR(WaitUntilParked(process, timeout));
+  absl::StatusOr<FrozenProcess> frozen = Freeze(process, timeout);
+  if (absl::IsFailedPrecondition(frozen.status())) {
+    // Somebody attached to it meanwhile; that does not make it one that goes on.
+    return absl::DeadlineExceededError(frozen.status().message());
+  }
+  PREDUMP_RETURN_IF_ERROR(frozen);
+  if (!frozen->was_stopped_) {
     return absl::FailedPreconditionError(
         absl::StrCat("process ", process.pid(), " is not stopped"));
   }
+  return frozen;
+}
+
+absl::Status FrozenProcess::UnparkAndResume(const ProcessHandle& process, absl::Duration timeout) {
+  PREDUMP_ASSIGN_OR_RETURN(FrozenProcess frozen, FreezeParked(process, timeout));
   // A thread that does not block SIGCONT needs no mask of its own changed.
   Tracee* taker = nullptr;
   for (Tracee& thread : frozen.threads_) {
@@ -244,11 +302,7 @@ absl::Status FrozenProcess::UnparkAndResume(const ProcessHandle& process, absl::
 }
 
 absl::Status FrozenProcess::KillParked(const ProcessHandle& process, absl::Duration timeout) {
-  PREDUMP_ASSIGN_OR_RETURN(FrozenProcess frozen, Freeze(process, timeout));
-  if (!frozen.was_stopped_) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("process ", process.pid(), " is not stopped"));
-  }
+  PREDUMP_ASSIGN_OR_RETURN(FrozenProcess frozen, FreezeParked(process, timeout));
   return std::move(frozen).Kill();
 }
 

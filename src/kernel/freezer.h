@@ -22,6 +22,21 @@
 
 namespace predump::kernel {
 
+// How a process stands whose tracer may have died with a SIGSTOP queued for it.
+enum class ParkCondition {
+  kExited,
+  kHeld,    // traced still, or on its way to the stop (or death) that is pending for it
+  kParked,  // stopped (state T), nobody traces it
+  kGoing,   // neither; right after its tracer died, it may still be on its way to the stop
+};
+
+// One look. There is no event for "has stopped" to anybody but parent and tracer.
+absl::StatusOr<ParkCondition> ParkConditionOf(const ProcessHandle& process);
+
+// A process let go of by a dying tracer still runs through the kernel on its way to the stop that
+// was queued for it. One that has not stopped after this long was woken by somebody's SIGCONT.
+inline constexpr absl::Duration kStopGrace = absl::Milliseconds(500);
+
 class FrozenProcess {
  public:
   FrozenProcess(FrozenProcess&&) noexcept = default;
@@ -52,16 +67,19 @@ class FrozenProcess {
   // Kills the process with all threads held and waits until they are gone (non-leaders first).
   absl::Status Kill() &&;
 
-  // Lets a process go on that a dead engine left in state T: the SIGCONT this needs is never seen
-  // by the application. FailedPrecondition if the process is not stopped.
+  // Lets a process go on that a dead engine left in state T, or on its way there: the SIGCONT this
+  // needs is never seen by the application. Errors: FailedPrecondition it is not stopped and was
+  // not about to be: it goes on already; DeadlineExceeded somebody traces it (named); TargetExited.
   static absl::Status UnparkAndResume(const ProcessHandle& process, absl::Duration timeout);
-  // Ends a parked process; FailedPrecondition if it is not stopped, so that nothing that runs is
-  // ever killed by this. Returns when it has exited.
+  // Ends a parked process; errors as UnparkAndResume, so that nothing that runs is ever killed by
+  // this. Returns when it has exited.
   static absl::Status KillParked(const ProcessHandle& process, absl::Duration timeout);
 
  private:
   FrozenProcess(const ProcessHandle& process) : process_(&process) {}
 
+  static absl::StatusOr<FrozenProcess> FreezeParked(const ProcessHandle& process,
+                                                    absl::Duration timeout);
   absl::Status SeizeNewThreads(absl::Duration timeout, int64_t deadline, bool* found_new);
   // Runs one thread until it is about to receive `signal_number`, drops that and stops it again.
   absl::Status SwallowSignal(Tracee& thread, int signal_number);

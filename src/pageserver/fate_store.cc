@@ -34,12 +34,9 @@ namespace {
 constexpr char kFormatLine[] = "predump-fate 1";
 constexpr char kAliveSuffix[] = ".alive";
 // A landing whose tracer died is killed, or stops, within microseconds; a loaded machine takes
-// longer. There is no event for "has stopped" to anybody but parent and tracer.
+// longer.
 constexpr absl::Duration kSettleTimeout = absl::Seconds(5);
 constexpr int kLookAgainMs = 2;
-// A landing let go by a dying tracer still runs through the kernel on its way to the stop that is
-// queued for it. One that has not stopped after this long was woken by somebody's SIGCONT.
-constexpr absl::Duration kStopTimeout = absl::Milliseconds(500);
 constexpr absl::Duration kResumeTimeout = absl::Seconds(2);
 
 constexpr std::pair<FateState, absl::string_view> kStateNames[] = {
@@ -94,23 +91,6 @@ absl::StatusOr<std::optional<kernel::ProcessHandle>> FindLanding(const LandingId
   if (!process.ok()) return process.status();
   if (process->start_time_ticks() != landing.start_time_ticks) return std::nullopt;
   return std::optional<kernel::ProcessHandle>(*std::move(process));
-}
-
-enum class LandingCondition { kDead, kHeld, kParked, kGoing };
-
-// kHeld: a tracer (a session that is dying) has not let go of it yet.
-absl::StatusOr<LandingCondition> ConditionOf(const kernel::ProcessHandle& process) {
-  const absl::StatusOr<kernel::StatusFields> status = kernel::ReadStatus(process);
-  if (base::IsTargetExited(status.status())) return LandingCondition::kDead;
-  if (!status.ok()) return status.status();
-  if (status->state == 'Z' || status->state == 'X') return LandingCondition::kDead;
-  if (status->tracer_pid != 0 || status->state == 't') return LandingCondition::kHeld;
-  // These cannot be blocked: pending means on the way to being dead, or stopped.
-  constexpr uint64_t kDecided = (uint64_t{1} << (SIGKILL - 1)) | (uint64_t{1} << (SIGSTOP - 1));
-  if (((status->pending_thread | status->pending_process) & kDecided) != 0) {
-    return LandingCondition::kHeld;
-  }
-  return status->state == 'T' ? LandingCondition::kParked : LandingCondition::kGoing;
 }
 
 Fate RunningAs(const FateRecord& record) {
@@ -314,7 +294,7 @@ absl::Status FateStore::Forget(const LiveSession& session) {
 absl::StatusOr<Fate> FateStore::Decide(absl::string_view session_id) {
   PREDUMP_RETURN_IF_ERROR(CheckId(session_id));
   const transport::Deadline deadline = transport::Deadline::After(kSettleTimeout);
-  const transport::Deadline stop_deadline = transport::Deadline::After(kStopTimeout);
+  const transport::Deadline stop_deadline = transport::Deadline::After(kernel::kStopGrace);
   for (;;) {
     PREDUMP_ASSIGN_OR_RETURN(const std::optional<Fate> fate,
                              DecideNow(session_id, stop_deadline.passed()));
@@ -350,14 +330,14 @@ absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view
                                                                bool going_is_final) {
   PREDUMP_ASSIGN_OR_RETURN(const std::optional<kernel::ProcessHandle> landing,
                            FindLanding(*record.landing));
-  LandingCondition condition = LandingCondition::kDead;
+  auto condition = kernel::ParkCondition::kExited;
   if (landing.has_value()) {
-    PREDUMP_ASSIGN_OR_RETURN(condition, ConditionOf(*landing));
+    PREDUMP_ASSIGN_OR_RETURN(condition, kernel::ParkConditionOf(*landing));
   }
-  if (condition == LandingCondition::kHeld) return std::nullopt;
-  if (condition == LandingCondition::kGoing && !going_is_final) return std::nullopt;
+  if (condition == kernel::ParkCondition::kHeld) return std::nullopt;
+  if (condition == kernel::ParkCondition::kGoing && !going_is_final) return std::nullopt;
   const bool was_released = record.state == FateState::kReleased;
-  if (condition == LandingCondition::kDead) {
+  if (condition == kernel::ParkCondition::kExited) {
     // Committed and dead: no instruction of it ever ran. Released: it may have run.
     if (was_released) {
       record.resumed = true;
@@ -370,7 +350,7 @@ absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view
   // On record before it can run: whoever looks in between sees that it may.
   record.state = FateState::kReleased;
   PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
-  if (condition == LandingCondition::kParked) {
+  if (condition == kernel::ParkCondition::kParked) {
     const absl::Status resumed = kernel::FrozenProcess::UnparkAndResume(*landing, kResumeTimeout);
     // Not stopped any more: somebody's SIGCONT was quicker, and it goes on all the same.
     if (!resumed.ok() && !absl::IsFailedPrecondition(resumed) && !base::IsTargetExited(resumed)) {

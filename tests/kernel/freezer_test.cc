@@ -575,6 +575,76 @@ TEST(FreezerTest, ParkedProcessOutlivesItsEngineAndIsResumedUnseen) {
   EXPECT_TRUE(AllFourMove(*parked));
 }
 
+// What `predump resolve` meets right after an engine died: the process is still on its way to the
+// stop that is queued for it.
+TEST(FreezerTest, ProcessOnItsWayToTheStopIsResumedAtOnceAfterItsEngineDied) {
+  SharedValue<Parked> parked;
+  ChildProcess child([&] { CountInFourThreads(*parked); });
+  ASSERT_TRUE(Eventually([&] { return parked->ready == 1; }));
+  ASSERT_TRUE(AllFourMove(*parked));
+  const auto process = ProcessHandle::Open(child.pid());
+  for (int i = 0; i < 200; ++i) {
+    SharedValue<Storm> frozen_flag;
+    ChildProcess engine([&] {
+      auto frozen = FrozenProcess::Freeze(*process, kTimeout);
+      if (!frozen.ok() || !frozen->QueueStop().ok()) ::_exit(1);
+      frozen_flag->made = 1;
+      for (;;) ::pause();
+    });
+    ASSERT_TRUE(Eventually([&] { return frozen_flag->made == 1; }));
+    if (i % 2 == 0) {
+      engine.Kill();
+    } else {
+      ::kill(engine.pid(), SIGKILL);  // not even its death is waited for
+    }
+    const absl::Status resumed = FrozenProcess::UnparkAndResume(*process, kTimeout);
+    ASSERT_TRUE(resumed.ok()) << i << ": " << resumed;
+    const long steps = Steps(*parked);
+    ASSERT_TRUE(Eventually([&] { return Steps(*parked) > steps; })) << i;
+  }
+  ASSERT_TRUE(AllFourMove(*parked));
+  EXPECT_EQ(parked->continued, 0) << "the application's handler saw SIGCONT";
+}
+
+TEST(FreezerTest, ProcessOnItsWayToTheStopIsKilledAtOnceAfterItsEngineDied) {
+  for (int i = 0; i < 50; ++i) {
+    SharedValue<Parked> parked;
+    ChildProcess child([&] { CountInFourThreads(*parked); });
+    ASSERT_TRUE(Eventually([&] { return parked->ready == 1; }));
+    const auto process = ProcessHandle::Open(child.pid());
+    SharedValue<Storm> frozen_flag;
+    ChildProcess engine([&] {
+      auto frozen = FrozenProcess::Freeze(*process, kTimeout);
+      if (!frozen.ok() || !frozen->QueueStop().ok()) ::_exit(1);
+      frozen_flag->made = 1;
+      for (;;) ::pause();
+    });
+    ASSERT_TRUE(Eventually([&] { return frozen_flag->made == 1; }));
+    ::kill(engine.pid(), SIGKILL);
+    const absl::Status killed = FrozenProcess::KillParked(*process, kTimeout);
+    ASSERT_TRUE(killed.ok()) << i << ": " << killed;
+    EXPECT_TRUE(*process->HasExited());
+  }
+}
+
+TEST(FreezerTest, TracedProcessIsNotTakenForOneThatGoesOn) {
+  SharedValue<Storm> storm;
+  ChildProcess child([] {
+    for (;;) ::pause();
+  });
+  ChildProcess tracer([&] {
+    ::ptrace(PTRACE_SEIZE, child.pid(), nullptr, nullptr);
+    storm->made = 1;
+    for (;;) ::pause();
+  });
+  ASSERT_TRUE(Eventually([&] { return storm->made == 1; }));
+  const auto process = ProcessHandle::Open(child.pid());
+  EXPECT_EQ(FrozenProcess::UnparkAndResume(*process, absl::Milliseconds(50)).code(),
+            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(FrozenProcess::KillParked(*process, absl::Milliseconds(50)).code(),
+            absl::StatusCode::kDeadlineExceeded);
+}
+
 TEST(FreezerTest, KillParkedKillsOnlyWhatIsParked) {
   SharedValue<Parked> parked;
   ChildProcess child([&] { CountInFourThreads(*parked); });
