@@ -18,6 +18,7 @@
 namespace predump::checkpoint {
 namespace {
 
+constexpr int64_t kErestartNoHand = 514;
 constexpr int64_t kErestartRestartblock = 516;
 
 bool IsRestart(int64_t result) {
@@ -118,7 +119,11 @@ std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process
     return absl::Nanoseconds(
         std::max<int64_t>(0, static_cast<int64_t>(deadline->expires_ns) - *now));
   }
-  if (result != -EINTR || !kernel::ReturnsEintrAfterStop(stopped.orig_rax)) return std::nullopt;
+  // The freeze has turned the EINTR of the stop into ERESTARTNOHAND.
+  if ((result != -EINTR && result != -kErestartNoHand) ||
+      !kernel::ReturnsEintrAfterStop(stopped.orig_rax)) {
+    return std::nullopt;
+  }
   const auto timeout = RelativeTimeout(process, stopped);
   if (!timeout.has_value()) return std::nullopt;
   if (!context.asleep_since_ns.has_value()) return *timeout;

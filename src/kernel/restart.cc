@@ -108,16 +108,20 @@ RestartPlan RestartRegisters(const user_regs_struct& stopped, const RestartConte
   RestartPlan plan{.registers = stopped};
   if (InSystemCall(stopped)) {
     const int64_t error = ErrorOf(stopped);
-    if (error == kErestartsys || error == kErestartnointr || error == kErestartnohand) {
+    // The freeze has turned EINTR into ERESTARTNOHAND where it was the stop's (freezer.cc).
+    const bool told_of_stop =
+        ReturnsEintrAfterStop(stopped.orig_rax) && (error == EINTR || error == kErestartnohand);
+    if (told_of_stop && context.unblocked_signal_pending) {
+      plan.registers.rax = static_cast<uint64_t>(-int64_t{EINTR});
+    } else if (told_of_stop) {
+      PatchRelativeTimeout(context, &plan);
+      Repeat(stopped.orig_rax, &plan);
+    } else if (error == kErestartsys || error == kErestartnointr || error == kErestartnohand) {
       // Calls of this kind with a timeout have it absolute, or the kernel wrote back what is left.
       Repeat(stopped.orig_rax, &plan);
     } else if (error == kErestartRestartblock) {
       if (!context.same_task) PatchRelativeTimeout(context, &plan);
       Repeat(context.same_task ? SYS_restart_syscall : stopped.orig_rax, &plan);
-    } else if (error == EINTR && !context.unblocked_signal_pending &&
-               ReturnsEintrAfterStop(stopped.orig_rax)) {
-      PatchRelativeTimeout(context, &plan);
-      Repeat(stopped.orig_rax, &plan);
     }
   }
   plan.registers.orig_rax = kNoSystemCall;
