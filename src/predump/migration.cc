@@ -91,12 +91,16 @@ class MigrationRun {
       report_.blockers.push_back(Line(blocker));
     }
     PREDUMP_ASSIGN_OR_RETURN(const proto::Begin begin, MakeBegin(std::move(survey), vmas));
-    PREDUMP_ASSIGN_OR_RETURN(const proto::BeginReply reply, link_->Begin(begin));
-    for (const proto::Blocker& blocker : reply.blockers()) {
-      report_.blockers.push_back(absl::StrCat("target: ", Line(blocker)));
+    const absl::StatusOr<proto::BeginReply> reply = link_->Begin(begin);
+    // Of a process with blockers the target may understand nothing; they stand all the same.
+    if (!reply.ok() && report_.blockers.empty()) return reply.status();
+    if (reply.ok()) {
+      for (const proto::Blocker& blocker : reply->blockers()) {
+        report_.blockers.push_back(absl::StrCat("target: ", Line(blocker)));
+      }
     }
     if (report_.blockers.empty()) {
-      data_token_ = reply.data_token();
+      data_token_ = reply->data_token();
       return true;
     }
     report_.status = MigrationStatus::kRefused;
@@ -271,8 +275,12 @@ absl::StatusOr<std::vector<std::string>> CheckProcess(const MigrationOptions& op
   begin.set_check_only(true);
   begin.set_shell_job(options.shell_job);
   begin.set_tcp_close(options.tcp_close);
-  PREDUMP_ASSIGN_OR_RETURN(const proto::BeginReply reply, link.Begin(begin));
-  for (const proto::Blocker& blocker : reply.blockers()) {
+  const absl::StatusOr<proto::BeginReply> reply = link.Begin(begin);
+  if (!reply.ok()) {
+    if (lines.empty()) return reply.status();
+    return lines;
+  }
+  for (const proto::Blocker& blocker : reply->blockers()) {
     lines.push_back(absl::StrCat("target: ", Line(blocker)));
   }
   return lines;
