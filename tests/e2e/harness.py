@@ -107,6 +107,7 @@ class LineReader:
             with self._changed:
                 self._lines.append(line.rstrip("\n"))
                 self._changed.notify_all()
+        self._stream.close()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -525,7 +526,14 @@ class Lab:
         self.target.run(["ip", "link", "set", self.target.interface, "down"])
 
     def mend_cable(self):
+        """Returns once packets get through again: a host remembers for a while who was silent."""
         self.target.run(["ip", "link", "set", self.target.interface, "up"])
+        for host in (self.source, self.target):
+            host.run(["ip", "neighbour", "flush", "all"])
+        probe = ("import socket, sys\ns = socket.socket()\ns.settimeout(1)\n"
+                 f"sys.exit(s.connect_ex(('{self.target.address}', 1)) != 111)")  # refused
+        wait_until(lambda: self.source.run([PYTHON, "-c", probe]).returncode == 0, 20,
+                   "the cable to work again")
 
     def adopt(self, process):
         """A child of ours in one of the hosts: reaped when they have ended it."""
@@ -544,6 +552,8 @@ class Lab:
             host.close()
         for child in self._children:
             child.wait()
+            if child.stdin is not None:
+                child.stdin.close()
         for workload in self.workloads:
             if workload.child is not None:
                 workload.child.wait()

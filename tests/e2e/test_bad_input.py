@@ -176,7 +176,8 @@ class BadInput(harness.E2eTest):
 
 class Cables(harness.E2eTest):
     def test_a_cable_cut_between_prepare_and_ready(self):
-        workload = self.lab.workload("threads")
+        # It stands still until --freeze-timeout is over.
+        workload = self.lab.workload("threads", "--late-ms", "4000")
         before = harness.settled_snapshot(workload)
         server = self.lab.server()
         proxy = harness.Proxy(self.lab, server.address, "up:5")

@@ -5,6 +5,7 @@ import sys
 
 import harness
 
+_PATIENCE_MS = "6000"
 _PREPARE, _COMMIT, _RUNNING = "up:5", "up:10", "down:11"
 
 
@@ -12,7 +13,8 @@ class Handover(harness.E2eTest):
     def setUp(self):
         super().setUp()
         self.server = self.lab.server()
-        self.workload = self.lab.workload("threads")
+        # It stands still for as long as nobody decides; that is not what is judged here.
+        self.workload = self.lab.workload("threads", "--late-ms", _PATIENCE_MS)
         self.before = harness.settled_snapshot(self.workload)
         self.state = self.lab.source_state(self.lab.source)
 
