@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -233,8 +234,10 @@ class Handover {
     // From here staying stopped outlives us: QueueStop, then the journal, then the word itself.
     absl::Status status = frozen.QueueStop();
     if (status.ok()) status = SourceStillThere();
-    if (status.ok()) status = journal_.Write(entry_);
+    clock_->Mark("late signals, stop queued");
+    if (status.ok()) status = journal_.Commit(entry_);
     if (!status.ok()) return Return(std::move(frozen), status);
+    clock_->Mark("journal");
     const absl::StatusOr<proto::Running> running = SendCommit(commit);
     if (running.ok()) {
       engine_.report.downtime = clock_->SinceStart();
@@ -356,6 +359,8 @@ absl::StatusOr<HandoverResult> HandOver(Engine& engine, uint64_t final_round) {
   PREDUMP_ASSIGN_OR_RETURN(Journal journal,
                            Journal::Open(absl::StrCat(engine.options.state_directory, "/source")));
   PREDUMP_ASSIGN_OR_RETURN(JournalEntry entry, MakeEntry(engine));
+  PREDUMP_RETURN_IF_ERROR(journal.Prepare(entry));
+  const absl::Cleanup discard = [journal, entry] { journal.Discard(entry); };
   return Handover(engine, std::move(journal), std::move(entry), final_round).Run();
 }
 

@@ -18,6 +18,8 @@ namespace predump {
 namespace {
 
 constexpr int kJournalVersion = 1;
+constexpr char kCommitted[] = ".json";
+constexpr char kPrepared[] = ".prepared";
 
 absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& text) {
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -52,10 +54,10 @@ absl::StatusOr<Journal> Journal::Open(std::string directory) {
 }
 
 std::string Journal::PathOf(const JournalEntry& entry) const {
-  return absl::StrCat(directory_, "/", entry.session_hex(), ".json");
+  return absl::StrCat(directory_, "/", entry.session_hex(), kCommitted);
 }
 
-absl::Status Journal::Write(const JournalEntry& entry) const {
+absl::Status Journal::Prepare(const JournalEntry& entry) const {
   const nlohmann::ordered_json json = {
       {"version", kJournalVersion},
       {"state", "committing"},
@@ -70,25 +72,45 @@ absl::Status Journal::Write(const JournalEntry& entry) const {
   };
   // A command name may hold any bytes.
   const std::string text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
-  return base::WriteFileAtomically(PathOf(entry), absl::StrCat(text, "\n"),
+  return base::WriteFileAtomically(PathOf(entry) + kPrepared, absl::StrCat(text, "\n"),
                                    base::Durability::kProcessDeath);
+}
+
+absl::Status Journal::Commit(const JournalEntry& entry) const {
+  const std::string path = PathOf(entry);
+  const std::string prepared = path + kPrepared;
+  if (::rename(prepared.c_str(), path.c_str()) != 0) {
+    return base::ErrnoError(errno, "rename ", prepared, " to ", path);
+  }
+  return absl::OkStatus();
+}
+
+void Journal::Discard(const JournalEntry& entry) const {
+  ::unlink((PathOf(entry) + kPrepared).c_str());
 }
 
 absl::Status Journal::Remove(const JournalEntry& entry) const {
   const std::string path = PathOf(entry);
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) {
     return base::ErrnoError(errno, "unlink ", path);
+  }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<JournalEntry>> Journal::List() const {
+absl::StatusOr<std::vector<JournalEntry>> Journal::List() const { return ListFiles(kCommitted); }
+
+absl::StatusOr<std::vector<JournalEntry>> Journal::ListPrepared() const {
+  return ListFiles(absl::StrCat(kCommitted, kPrepared));
+}
+
+absl::StatusOr<std::vector<JournalEntry>> Journal::ListFiles(absl::string_view suffix) const {
   std::vector<JournalEntry> entries;
   std::error_code error;
   std::filesystem::directory_iterator files(directory_, error);
   if (error) return base::ErrnoError(error.value(), "list ", directory_);
   for (const auto& file : files) {
     const std::string path = file.path().string();
-    if (!absl::EndsWith(path, ".json")) continue;
+    if (!absl::EndsWith(path, suffix)) continue;
     absl::StatusOr<std::string> text = base::ReadWholeFile(path);
     // Settled by somebody else between listing and reading.
     if (!text.ok() && base::ErrnoOf(text.status()) == ENOENT) continue;

@@ -1,7 +1,7 @@
 // The source's journal: what a later `predump resolve` must know when an engine dies between
 // Commit and the end of the handover (DESIGN 10).
 //
-// One JSON file per handover, /run/predump/source/SESSION.json, written before Commit is sent and
+// One JSON file per handover, /run/predump/source/SESSION.json, in place before Commit is sent and
 // removed once the fate of the process is settled.
 #ifndef PREDUMP_PREDUMP_JOURNAL_H_
 #define PREDUMP_PREDUMP_JOURNAL_H_
@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 namespace predump {
 
@@ -36,14 +37,24 @@ class Journal {
   // others could write there; otherwise from errno.
   static absl::StatusOr<Journal> Open(std::string directory);
 
-  absl::Status Write(const JournalEntry& entry) const;
+  // Writes all of the entry beside its place; it does not count yet. Before the freeze: making a
+  // file can take milliseconds on a disk that is busy.
+  absl::Status Prepare(const JournalEntry& entry) const;
+  // Makes the prepared entry count, with a single rename(2).
+  absl::Status Commit(const JournalEntry& entry) const;
+  // Forgets what was prepared and not committed.
+  void Discard(const JournalEntry& entry) const;
+  // Takes it back. No error where there is none.
   absl::Status Remove(const JournalEntry& entry) const;
-  // All entries; a file that cannot be read or parsed is an error that names it.
+  // Entries that an engine prepared; it has died since, or is about to commit.
+  absl::StatusOr<std::vector<JournalEntry>> ListPrepared() const;
+  // All that count; a file that cannot be read or parsed is an error that names it.
   absl::StatusOr<std::vector<JournalEntry>> List() const;
 
  private:
   explicit Journal(std::string directory) : directory_(std::move(directory)) {}
   std::string PathOf(const JournalEntry& entry) const;
+  absl::StatusOr<std::vector<JournalEntry>> ListFiles(absl::string_view suffix) const;
 
   std::string directory_;
 };

@@ -48,8 +48,7 @@ class Resolver {
     }
     PREDUMP_ASSIGN_OR_RETURN(const auto process, Find(entry.pid, entry.start_time_ticks));
     if (!process.has_value()) {
-      return Settled(entry, std::move(resolved), ResolvedProcess::Result::kGone,
-                     "the copy here has ended");
+      return Gone(entry, std::move(resolved));
     }
     const Verdict verdict = Decide(entry, resolved.target);
     resolved.message = verdict.why;
@@ -93,6 +92,7 @@ class Resolver {
                                          const kernel::ProcessHandle& process,
                                          ResolvedProcess resolved) const {
     const absl::Status status = kernel::FrozenProcess::UnparkAndResume(process, kSettleTimeout);
+    if (base::IsTargetExited(status)) return Gone(entry, std::move(resolved));
     // Somebody sent SIGCONT: it goes on already.
     if (!status.ok() && !absl::IsFailedPrecondition(status)) return status;
     const std::string message = absl::StrCat(resolved.message, "; it goes on here");
@@ -102,13 +102,19 @@ class Resolver {
   absl::StatusOr<ResolvedProcess> End(const JournalEntry& entry,
                                       const kernel::ProcessHandle& process,
                                       ResolvedProcess resolved) const {
+    const absl::Status status = kernel::FrozenProcess::KillParked(process, kSettleTimeout);
+    if (base::IsTargetExited(status)) return Gone(entry, std::move(resolved));
     PREDUMP_RETURN_IF_ERROR(
-        base::Annotate(kernel::FrozenProcess::KillParked(process, kSettleTimeout),
-                       absl::StrCat("process ", entry.pid,
-                                    " runs at the target, but the copy here is no longer "
-                                    "parked and is left alone")));
+        base::Annotate(status, absl::StrCat("process ", entry.pid,
+                                            " runs at the target, but the copy here is no longer "
+                                            "parked and is left alone")));
     const std::string message = absl::StrCat(resolved.message, "; the parked copy here was ended");
     return Settled(entry, std::move(resolved), ResolvedProcess::Result::kEnded, message);
+  }
+
+  absl::StatusOr<ResolvedProcess> Gone(const JournalEntry& entry, ResolvedProcess resolved) const {
+    return Settled(entry, std::move(resolved), ResolvedProcess::Result::kGone,
+                   "the copy here has ended");
   }
 
   absl::StatusOr<ResolvedProcess> Settled(const JournalEntry& entry, ResolvedProcess resolved,
@@ -125,6 +131,17 @@ class Resolver {
   std::string boot_id_;
 };
 
+// What engines prepared that died before they committed: their processes simply ran on.
+absl::Status DiscardPrepared(const Journal& journal) {
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.ListPrepared());
+  for (const JournalEntry& entry : entries) {
+    PREDUMP_ASSIGN_OR_RETURN(const auto engine, Find(static_cast<pid_t>(entry.engine_pid),
+                                                     entry.engine_start_time_ticks));
+    if (!engine.has_value()) journal.Discard(entry);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& options) {
@@ -132,6 +149,7 @@ absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& optio
                            Journal::Open(absl::StrCat(options.state_directory, "/source")));
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.List());
   PREDUMP_ASSIGN_OR_RETURN(std::string boot_id, ReadBootId());
+  PREDUMP_RETURN_IF_ERROR(DiscardPrepared(journal));
   const Resolver resolver(options, journal, std::move(boot_id));
   std::vector<ResolvedProcess> results;
   for (const JournalEntry& entry : entries) {

@@ -40,11 +40,15 @@ class JournalTest : public ::testing::Test {
   std::string directory_;
 };
 
-TEST_F(JournalTest, WhatIsWrittenIsListedUntilRemoved) {
+TEST_F(JournalTest, WhatIsCommittedIsListedUntilRemoved) {
   const auto journal = Journal::Open(directory_ + "/source");
   ASSERT_TRUE(journal.ok()) << journal.status();
-  ASSERT_TRUE(journal->Write(Entry()).ok());
+  ASSERT_TRUE(journal->Prepare(Entry()).ok());
   auto entries = journal->List();
+  ASSERT_TRUE(entries.ok()) << entries.status();
+  EXPECT_TRUE(entries->empty()) << "prepared does not count";
+  ASSERT_TRUE(journal->Commit(Entry()).ok());
+  entries = journal->List();
   ASSERT_TRUE(entries.ok()) << entries.status();
   ASSERT_EQ(entries->size(), 1u);
   EXPECT_EQ(entries->front().session_id, Entry().session_id);
@@ -56,6 +60,16 @@ TEST_F(JournalTest, WhatIsWrittenIsListedUntilRemoved) {
   ASSERT_TRUE(entries.ok());
   EXPECT_TRUE(entries->empty());
   EXPECT_TRUE(journal->Remove(Entry()).ok()) << "removing twice is no error";
+}
+
+TEST_F(JournalTest, WhatWasOnlyPreparedIsDiscarded) {
+  const auto journal = Journal::Open(directory_ + "/source");
+  ASSERT_TRUE(journal.ok());
+  ASSERT_TRUE(journal->Prepare(Entry()).ok());
+  EXPECT_EQ(journal->ListPrepared()->size(), 1u);
+  journal->Discard(Entry());
+  EXPECT_TRUE(std::filesystem::is_empty(directory_ + "/source"));
+  EXPECT_FALSE(journal->Commit(Entry()).ok());
 }
 
 TEST_F(JournalTest, ABrokenEntryIsNamedNotSkipped) {
