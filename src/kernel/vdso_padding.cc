@@ -62,11 +62,13 @@ absl::StatusOr<base::AddressRange> FindVdsoPadding(const std::vector<MapsEntry>&
   PREDUMP_RETURN_IF_ERROR(memory.ReadExactly(vdso->range.start(), image));
   PREDUMP_ASSIGN_OR_RETURN(const size_t end, VdsoImageEnd(image));
   const std::span<const std::byte> padding = std::span(image).subspan(end);
-  const bool ours = padding.size() >= sizeof kPaddingMagic &&
-                    memcmp(padding.data(), kPaddingMagic, sizeof kPaddingMagic) == 0;
-  const bool unused =
-      std::all_of(padding.begin(), padding.end(), [](std::byte b) { return b == std::byte{0}; });
-  if (!ours && !unused) {
+  const auto first =
+      std::find_if(padding.begin(), padding.end(), [](std::byte b) { return b != std::byte{0}; });
+  // Programs lie at the beginning or at the end, and begin with the mark either way.
+  const std::span<const std::byte> used(first, padding.end());
+  const bool ours = used.size() >= sizeof kPaddingMagic &&
+                    memcmp(used.data(), kPaddingMagic, sizeof kPaddingMagic) == 0;
+  if (!used.empty() && !ours) {
     return absl::FailedPreconditionError("the padding of the vDSO holds something");
   }
   return base::AddressRange::FromOrdered(vdso->range.start().value() + end,
