@@ -1,13 +1,21 @@
 #include "src/pageserver/arrival.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
 #include <string>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "spdlog/spdlog.h"
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/images/state_validation.h"
+#include "src/kernel/procfs.h"
 #include "src/pageserver/verification.h"
 #include "src/restore/target_check.h"
 
@@ -97,10 +105,39 @@ absl::Status Arrival::WaitForPages() {
   return absl::OkStatus();
 }
 
+absl::Status Arrival::CheckProcessLives() {
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::StatFields stat, kernel::ReadStat(*process_));
+  if (stat.state != 'Z' && stat.state != 'X') return absl::OkStatus();
+  return absl::AbortedError("the process was killed at the target before it ran");
+}
+
 absl::StatusOr<proto::Commit> Arrival::WaitForCommit() {
+  // When what was built is killed, the source shall not stay frozen for something that is no more.
+  // A pidfd does not tell: the threads are ours to reap first. SIGCHLD does, while it is blocked.
+  sigset_t child;
+  sigset_t before;
+  ::sigemptyset(&child);
+  ::sigaddset(&child, SIGCHLD);
+  ::pthread_sigmask(SIG_BLOCK, &child, &before);
+  const absl::Cleanup unblock = [&before] { ::pthread_sigmask(SIG_SETMASK, &before, nullptr); };
+  PREDUMP_RETURN_IF_ERROR(CheckProcessLives());
+  const base::UniqueFd deaths(::signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!deaths.valid()) return base::ErrnoError(errno, "signalfd");
   for (;;) {
     // Without a limit: the source decides, and when it is gone this ends too.
-    PREDUMP_ASSIGN_OR_RETURN(const ControlFrame frame, link_.Next(Deadline::Never()));
+    PREDUMP_ASSIGN_OR_RETURN(
+        const transport::WaitResult waited,
+        transport::WaitFor(link_.events_fd(), POLLIN, Deadline::Never(), deaths.get()));
+    if (waited == transport::WaitResult::kOther) {
+      signalfd_siginfo info;
+      while (::read(deaths.get(), &info, sizeof info) > 0) {
+      }
+      PREDUMP_RETURN_IF_ERROR(CheckProcessLives());
+      continue;
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const std::optional<ControlFrame> arrived, link_.Poll());
+    if (!arrived.has_value()) continue;
+    const ControlFrame& frame = *arrived;
     if (frame.type == proto::CONTROL_VERIFY) {
       PREDUMP_RETURN_IF_ERROR(Verify(frame));
       continue;

@@ -44,6 +44,7 @@ class Arrival {
   absl::Status Prepare(const transport::ControlFrame& frame);
   absl::Status WaitForPages();
   // Serves Verify until Commit comes.
+  absl::Status CheckProcessLives();
   absl::StatusOr<proto::Commit> WaitForCommit();
   absl::Status Verify(const transport::ControlFrame& frame);
   absl::Status Commit(const proto::Commit& commit);

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <utility>
@@ -58,6 +59,9 @@ absl::StatusOr<std::string> ReadBootId() {
                            base::ReadWholeFile("/proc/sys/kernel/random/boot_id"));
   return std::string(absl::StripAsciiWhitespace(text));
 }
+
+// More than any record needs, so that a shorter one leaves nothing of a longer one behind.
+constexpr size_t kRecordBytes = 512;
 
 absl::StatusOr<uint64_t> OwnPidNamespace() {
   struct stat st;
@@ -195,10 +199,24 @@ absl::StatusOr<FateRecord> FateStore::Read(absl::string_view session_id) const {
 
 absl::Status FateStore::Write(absl::string_view session_id, FateRecord record) const {
   record.written = absl::Now();
-  // Both copies stand still meanwhile. A host that loses its power has no landing any more that
-  // could run beside the source's.
-  return base::WriteFileAtomically(PathOf(session_id), record.Serialize(),
-                                   base::Durability::kProcessDeath);
+  std::string text = record.Serialize();
+  text.resize(std::max(text.size(), kRecordBytes), '\n');
+  const std::string path = PathOf(session_id);
+  const base::UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid()) {
+    if (errno != ENOENT) return base::ErrnoError(errno, "open ", path);
+    // A host that loses its power has no landing any more that could run beside the source's.
+    return base::WriteFileAtomically(path, text, base::Durability::kProcessDeath);
+  }
+  // Both copies stand still meanwhile: in place, because a new file and its renaming cost a fifth
+  // of a millisecond. Readers hold the lock, and a kill cannot break off the write of less than a
+  // page.
+  const ssize_t written = ::pwrite(fd.get(), text.data(), text.size(), 0);
+  if (written < 0) return base::ErrnoError(errno, "write ", path);
+  if (static_cast<size_t>(written) != text.size()) {
+    return absl::DataLossError(absl::StrCat("write ", path, ": only ", written, " bytes"));
+  }
+  return absl::OkStatus();
 }
 
 void FateStore::Remove(absl::string_view session_id) const {

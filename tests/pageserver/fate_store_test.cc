@@ -390,7 +390,9 @@ TEST_F(FateStoreTest, SettleLeavesLiveSessionsAlone) {
 TEST_F(FateStoreTest, DamagedRecordIsAnErrorAndDecidesNothing) {
   LeaveIn(FateState::kCommitted);
   const std::string whole = *base::ReadWholeFile(RecordPath());
-  for (size_t size = 0; size + 1 < whole.size(); size += 7) {
+  // Records are filled up with empty lines, which may be missing.
+  const size_t text_size = whole.find_last_not_of('\n') + 1;
+  for (size_t size = 0; size < text_size; size += 7) {
     ASSERT_TRUE(base::WriteFileAtomically(RecordPath(), whole.substr(0, size)).ok());
     const absl::StatusOr<Fate> fate = Open().Decide(kId);
     EXPECT_FALSE(fate.ok()) << whole.substr(0, size);
