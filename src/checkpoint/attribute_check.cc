@@ -178,7 +178,8 @@ void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blocke
 }
 
 absl::Status RefuseRelations(const kernel::ProcessHandle& process,
-                             const kernel::TaskSnapshot& snapshot, BlockerList& blockers) {
+                             const kernel::TaskSnapshot& snapshot, BlockerList& blockers,
+                             BlockerList& children_as_blockers) {
   for (const kernel::ThreadRecord& thread : snapshot.threads) {
     const pid_t tid = thread.tid.observer;
     const auto children = kernel::ListChildren(process, tid);
@@ -187,7 +188,7 @@ absl::Status RefuseRelations(const kernel::ProcessHandle& process,
       return children.status();
     }
     for (const pid_t child : *children) {
-      blockers.Add(absl::StrCat("child process ", child), "only single processes move");
+      children_as_blockers.Add(absl::StrCat("child process ", child), "only single processes move");
     }
     if (tid == process.pid()) continue;
     for (const int type : {KCMP_FILES, KCMP_FS}) {

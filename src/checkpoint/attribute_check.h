@@ -14,10 +14,11 @@ namespace predump::checkpoint {
 // What the kernel's own record of the process tells: cheap enough for a frozen process.
 void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blockers);
 
-// Children, and tables that threads do not share with each other (unshare(2) of one thread), which
-// can change up to the freeze. Frozen or not.
+// Children, which may be gone in a moment, and tables that threads do not share with each other
+// (unshare(2) of one thread). Both can change up to the freeze. Frozen or not.
 absl::Status RefuseRelations(const kernel::ProcessHandle& process,
-                             const kernel::TaskSnapshot& snapshot, BlockerList& blockers);
+                             const kernel::TaskSnapshot& snapshot, BlockerList& blockers,
+                             BlockerList& children_as_blockers);
 
 // Everything else: namespaces, tracers, security labels, terminal, architecture. Milliseconds; what
 // it looks at does not change behind a running migration's back.

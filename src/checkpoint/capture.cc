@@ -103,7 +103,8 @@ struct Capturer::Impl {
 
   // What Survey and Capture do alike: all but registers and signals.
   absl::Status FillCommon(const kernel::TaskSnapshot& snapshot, const pagemap::VmaList& vmas,
-                          bool frozen, proto::ProcessState& state, BlockerList& blockers);
+                          bool frozen, proto::ProcessState& state, BlockerList& blockers,
+                          BlockerList& children);
   absl::Status FillThreads(const kernel::TaskSnapshot& snapshot, proto::ProcessState& state);
   absl::Status FillStopped(kernel::FrozenProcess& frozen, const kernel::TaskSnapshot& snapshot,
                            proto::ProcessState& state, BlockerList& blockers);
@@ -129,9 +130,10 @@ absl::Status Capturer::Impl::FillThreads(const kernel::TaskSnapshot& snapshot,
 
 absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
                                         const pagemap::VmaList& vmas, bool frozen,
-                                        proto::ProcessState& state, BlockerList& blockers) {
+                                        proto::ProcessState& state, BlockerList& blockers,
+                                        BlockerList& children) {
   RefuseKernelState(snapshot, blockers);
-  PREDUMP_RETURN_IF_ERROR(RefuseRelations(*process, snapshot, blockers));
+  PREDUMP_RETURN_IF_ERROR(RefuseRelations(*process, snapshot, blockers, children));
   PREDUMP_ASSIGN_OR_RETURN(const kernel::StatusFields status, kernel::ReadStatus(*process));
   FillIdentity(facts, status, snapshot, options.tcp_close, state);
   PREDUMP_RETURN_IF_ERROR(FillThreads(snapshot, state));
@@ -246,6 +248,7 @@ absl::StatusOr<Capturer> Capturer::Create(const kernel::ProcessHandle& process,
 
 absl::StatusOr<checkpoint::Survey> Capturer::Survey(const pagemap::VmaList& vmas) {
   BlockerList blockers;
+  BlockerList children;
   checkpoint::Survey survey;
   PREDUMP_ASSIGN_OR_RETURN(const auto status, kernel::ReadStatus(*impl_->process));
   PREDUMP_ASSIGN_OR_RETURN(const auto stat, kernel::ReadStat(*impl_->process));
@@ -261,9 +264,10 @@ absl::StatusOr<checkpoint::Survey> Capturer::Survey(const pagemap::VmaList& vmas
   }
   PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
   PREDUMP_RETURN_IF_ERROR(
-      impl_->FillCommon(snapshot, vmas, /*frozen=*/false, survey.preview, blockers));
+      impl_->FillCommon(snapshot, vmas, /*frozen=*/false, survey.preview, blockers, children));
   ForgetSizesThatChange(survey.preview);
   survey.blockers = std::move(blockers).Take();
+  survey.children = std::move(children).Take();
   return survey;
 }
 
@@ -291,7 +295,8 @@ absl::StatusOr<proto::ProcessState> Capturer::Capture(kernel::FrozenProcess& fro
   if (frozen.was_stopped()) blockers.Add("attribute state", "stopped by a signal");
   proto::ProcessState state;
   PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
-  PREDUMP_RETURN_IF_ERROR(impl_->FillCommon(snapshot, vmas, /*frozen=*/true, state, blockers));
+  PREDUMP_RETURN_IF_ERROR(
+      impl_->FillCommon(snapshot, vmas, /*frozen=*/true, state, blockers, blockers));
   PREDUMP_RETURN_IF_ERROR(impl_->FillStopped(frozen, snapshot, state, blockers));
   PREDUMP_RETURN_IF_ERROR(blockers.ToStatus());
   impl_->RememberPending(state);

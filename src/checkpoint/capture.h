@@ -37,6 +37,9 @@ struct Survey {
   // Without registers, signals, contents of pipes and sockets (images::StateKind::kPreview).
   proto::ProcessState preview;
   std::vector<proto::Blocker> blockers;  // empty: it can move
+  // Child processes: they keep it from moving for as long as they are there, so that it can once
+  // they have ended.
+  std::vector<proto::Blocker> children;
 };
 
 class Capturer {

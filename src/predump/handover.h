@@ -14,6 +14,9 @@ namespace predump {
 struct HandoverResult {
   MigrationStatus status = MigrationStatus::kFailed;
   std::string message;  // what became of the process
+  // The freeze came at a bad moment: a child process had just appeared. The process runs on here
+  // and nothing was sent, so that another round, with this number, and another try may follow.
+  bool try_again = false;
 };
 
 // Freezes the process, sends the rest as round `final_round` and hands over. An error: the process

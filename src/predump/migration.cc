@@ -41,10 +41,8 @@ std::string Line(const proto::Blocker& blocker) {
   return line;
 }
 
-// What both a migration and a check do first: look at the process from outside.
 struct Surveyed {
-  kernel::ProcessHandle process;
-  checkpoint::Capturer capturer;
+  pagemap::VmaList vmas;
   checkpoint::Survey survey;
 };
 
@@ -84,8 +82,10 @@ class MigrationRun {
                              checkpoint::Capturer::Create(*process_, CaptureOptionsOf(options_)));
     capturer_.emplace(std::move(capturer));
     layout_.emplace(LayoutReader::Create(*process_, options_.use_bpf));
-    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, layout_->Read());
-    PREDUMP_ASSIGN_OR_RETURN(checkpoint::Survey survey, capturer_->Survey(vmas));
+    PREDUMP_ASSIGN_OR_RETURN(ProcessWatch watch, ProcessWatch::Create(*process_, options_.use_bpf));
+    watch_.emplace(std::move(watch));
+    PREDUMP_ASSIGN_OR_RETURN(Surveyed surveyed, SurveyBetweenChildren());
+    auto& [vmas, survey] = surveyed;
     for (const proto::Blocker& blocker : survey.blockers) report_.blockers.push_back(Line(blocker));
     for (const proto::Blocker& blocker : checkpoint::CompareHosts(facts, link_->server().host())) {
       report_.blockers.push_back(Line(blocker));
@@ -107,6 +107,27 @@ class MigrationRun {
     report_.message = absl::StrCat("process ", options_.pid, " cannot be moved to ",
                                    options_.link.address.ToString(), "; it was not touched");
     return false;
+  }
+
+  // Children may be gone in a moment (system(3), posix_spawn(3)): they are waited for. Those that
+  // stay are blockers.
+  absl::StatusOr<Surveyed> SurveyBetweenChildren() {
+    const base::Stopwatch waited;
+    for (;;) {
+      PREDUMP_ASSIGN_OR_RETURN(const bool childless,
+                               watch_->WaitForNoChildren(options_.freeze_timeout - waited.Elapsed(),
+                                                         link_->control().fd()));
+      if (cancellation_.requested()) return absl::CancelledError(cancellation_.reason());
+      PREDUMP_ASSIGN_OR_RETURN(pagemap::VmaList vmas, layout_->Read());
+      PREDUMP_ASSIGN_OR_RETURN(checkpoint::Survey survey, capturer_->Survey(vmas));
+      if (!childless) {
+        for (proto::Blocker& child : survey.children) survey.blockers.push_back(std::move(child));
+      } else if (!survey.children.empty() && !survey.blockers.empty() &&
+                 waited.Elapsed() < options_.freeze_timeout) {
+        continue;  // the one that just appeared may hold the other end of something
+      }
+      return Surveyed{std::move(vmas), std::move(survey)};
+    }
   }
 
   static checkpoint::CaptureOptions CaptureOptionsOf(const MigrationOptions& options) {
@@ -158,7 +179,6 @@ class MigrationRun {
 
   absl::Status Move() {
     PREDUMP_RETURN_IF_ERROR(link_->OpenData(data_token_));
-    PREDUMP_ASSIGN_OR_RETURN(ProcessWatch watch, ProcessWatch::Create(*process_, options_.use_bpf));
     PREDUMP_ASSIGN_OR_RETURN(PageTracking tracking, PageTracking::Arm(*process_, options_));
     report_.tracker = std::string(tracking.tracker->name());
     report_.source = std::string(tracking.source->name());
@@ -173,7 +193,7 @@ class MigrationRun {
     transport::BandwidthLimiter limiter(options_.bandwidth_per_second);
     PageSender sender(link_->data(), *tracking.source, limiter);
     Engine engine{options_,         cancellation_, observer_, report_,    *process_,
-                  *capturer_,       *layout_,      watch,     *link_,     *tracking.tracker,
+                  *capturer_,       *layout_,      *watch_,   *link_,     *tracking.tracker,
                   *tracking.source, limiter,       sender,    session_id_};
     const absl::Status status = RoundsAndHandover(engine);
     report_.transferred = link_->data().bytes_sent();
@@ -185,20 +205,29 @@ class MigrationRun {
   }
 
   absl::Status RoundsAndHandover(Engine& engine) {
-    PREDUMP_ASSIGN_OR_RETURN(const RoundsResult rounds, RunRounds(engine));
-    if (options_.rounds_only()) {
-      report_.status = MigrationStatus::kCompleted;
-      report_.message = absl::StrCat(rounds.rounds, " rounds sent; the process was left running");
-      return absl::OkStatus();
+    RoundLoop loop(engine);
+    for (;;) {
+      const absl::StatusOr<RoundsResult> rounds = loop.Run();
+      if (!rounds.ok()) return OrCancelled(engine, rounds.status());
+      if (options_.rounds_only()) {
+        report_.status = MigrationStatus::kCompleted;
+        report_.message =
+            absl::StrCat(rounds->rounds, " rounds sent; the process was left running");
+        return absl::OkStatus();
+      }
+      if (rounds->decision.next == NextStep::kCancel) {
+        return absl::CancelledError(rounds->decision.reason);
+      }
+      observer_.OnNote(absl::StrCat("freezing: ", rounds->decision.reason));
+      PREDUMP_ASSIGN_OR_RETURN(const HandoverResult result, HandOver(engine, rounds->rounds));
+      if (!result.try_again) {
+        report_.status = result.status;
+        report_.message = result.message;
+        return absl::OkStatus();
+      }
+      if (!loop.MayGoOn()) return absl::CancelledError(result.message);
+      observer_.OnNote(absl::StrCat("another round: ", result.message));
     }
-    if (rounds.decision.next == NextStep::kCancel) {
-      return absl::CancelledError(rounds.decision.reason);
-    }
-    observer_.OnNote(absl::StrCat("freezing: ", rounds.decision.reason));
-    PREDUMP_ASSIGN_OR_RETURN(const HandoverResult result, HandOver(engine, rounds.rounds));
-    report_.status = result.status;
-    report_.message = result.message;
-    return absl::OkStatus();
   }
 
   const MigrationOptions& options_;
@@ -211,6 +240,7 @@ class MigrationRun {
   std::optional<TargetLink> link_;
   std::optional<checkpoint::Capturer> capturer_;
   std::optional<LayoutReader> layout_;
+  std::optional<ProcessWatch> watch_;
 };
 
 void SetFailure(const absl::Status& status, const MigrationOptions& options,
@@ -258,7 +288,9 @@ absl::StatusOr<std::vector<std::string>> CheckProcess(const MigrationOptions& op
   PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, layout.Read());
   PREDUMP_ASSIGN_OR_RETURN(checkpoint::Survey survey, capturer.Survey(vmas));
   std::vector<std::string> lines;
-  for (const proto::Blocker& blocker : survey.blockers) lines.push_back(Line(blocker));
+  for (const auto* list : {&survey.blockers, &survey.children}) {
+    for (const proto::Blocker& blocker : *list) lines.push_back(Line(blocker));
+  }
   if (!ask_target) return lines;
 
   Cancellation never;

@@ -51,6 +51,10 @@ bool Stalled(std::span<const RoundRecord> history) {
 
 }  // namespace
 
+int MostRounds(const PolicyLimits& limits) {
+  return limits.max_rounds + limits.exact_rounds.value_or(0);
+}
+
 Decision Decide(std::span<const RoundRecord> history, const PolicyLimits& limits,
                 absl::Duration elapsed, bool may_freeze, const std::string& hold_reason) {
   Decision decision;
@@ -72,7 +76,7 @@ Decision Decide(std::span<const RoundRecord> history, const PolicyLimits& limits
                                                       next_round_seconds * page_seconds);
   }
 
-  if (limits.exact_rounds.has_value()) {
+  if (limits.exact_rounds.has_value() && (may_freeze || rounds < *limits.exact_rounds)) {
     if (rounds < *limits.exact_rounds) return decision;
     decision.next = NextStep::kFreeze;
     decision.reason = absl::StrCat("the ", rounds, " rounds asked for are done");
@@ -80,7 +84,7 @@ Decision Decide(std::span<const RoundRecord> history, const PolicyLimits& limits
   }
 
   const bool out_of_time = elapsed >= limits.timeout;
-  const bool out_of_rounds = rounds >= limits.max_rounds;
+  const bool out_of_rounds = rounds >= MostRounds(limits);
   const bool in_bound =
       decision.expected_downtime.has_value() && *decision.expected_downtime <= limits.max_downtime;
 

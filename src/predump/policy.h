@@ -37,6 +37,10 @@ struct PolicyLimits {
   absl::Duration fixed_cost = absl::Milliseconds(3);  // stop, capture, restore; without pages
 };
 
+// After how many rounds a process that could not be frozen is given up. --rounds leaves room for as
+// many more as --max-rounds, in which a child process may end.
+int MostRounds(const PolicyLimits& limits);
+
 enum class NextStep { kAnotherRound, kFreeze, kCancel };
 
 struct Decision {

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "src/kernel/bpf/process_events.h"
 #include "src/kernel/process.h"
 
@@ -27,6 +28,10 @@ class ProcessWatch {
 
   // Its child processes. A process tree cannot move yet, so they hold the freeze back.
   absl::StatusOr<std::vector<pid_t>> Children() const;
+
+  // Waits until it has no child, at most `timeout`, or until `wake_fd` is readable or shut down.
+  // True: it has none. TargetExited.
+  absl::StatusOr<bool> WaitForNoChildren(absl::Duration timeout, int wake_fd) const;
 
  private:
   ProcessWatch(const kernel::ProcessHandle& process, uint64_t start_stack,

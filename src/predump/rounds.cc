@@ -1,5 +1,6 @@
 #include "src/predump/rounds.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -47,24 +48,39 @@ absl::StatusOr<Scanned> Scan(Engine& engine) {
   return scanned;
 }
 
-class RoundLoop {
+}  // namespace
+
+class RoundLoop::Impl {
  public:
-  explicit RoundLoop(Engine& engine) : engine_(engine) {}
+  explicit Impl(Engine& engine) : engine_(engine) {}
 
   absl::StatusOr<RoundsResult> Run() {
-    const base::Stopwatch total;
     for (;;) {
       PREDUMP_RETURN_IF_ERROR(OneRound());
       PREDUMP_RETURN_IF_ERROR(engine_.watch.CheckSameProgram());
       PREDUMP_ASSIGN_OR_RETURN(const std::string hold, WhyNotFreeze());
-      Decision decision =
-          Decide(history_, engine_.options.policy, total.Elapsed(), hold.empty(), hold);
+      const PolicyLimits& limits = engine_.options.policy;
+      Decision decision = Decide(history_, limits, total_.Elapsed(), hold.empty(), hold);
       Report(decision);
       if (engine_.cancellation.requested()) return absl::CancelledError("");
       if (decision.next != NextStep::kAnotherRound) {
         return RoundsResult{std::move(decision), history_.size()};
       }
+      // Held back by children alone: another round makes sense once they have ended.
+      if (!hold.empty() &&
+          Decide(history_, limits, total_.Elapsed(), true, "").next == NextStep::kFreeze) {
+        const absl::Duration patience =
+            std::min(engine_.options.freeze_timeout, limits.timeout - total_.Elapsed());
+        PREDUMP_RETURN_IF_ERROR(
+            engine_.watch.WaitForNoChildren(patience, engine_.link.control().fd()));
+      }
     }
+  }
+
+  bool MayGoOn() const {
+    const PolicyLimits& limits = engine_.options.policy;
+    return static_cast<int>(history_.size()) < MostRounds(limits) &&
+           total_.Elapsed() < limits.timeout;
   }
 
  private:
@@ -139,18 +155,18 @@ class RoundLoop {
   }
 
   Engine& engine_;
+  const base::Stopwatch total_;
   std::vector<RoundRecord> history_;
   RoundReport current_;
   std::optional<absl::Duration> expected_;
   int64_t last_scan_ns_ = 0;
 };
 
-}  // namespace
+RoundLoop::RoundLoop(Engine& engine) : impl_(std::make_unique<Impl>(engine)) {}
+RoundLoop::~RoundLoop() = default;
 
-absl::StatusOr<RoundsResult> RunRounds(Engine& engine) {
-  absl::StatusOr<RoundsResult> result = RoundLoop(engine).Run();
-  if (!result.ok()) return OrCancelled(engine, result.status());
-  return result;
-}
+absl::StatusOr<RoundsResult> RoundLoop::Run() { return impl_->Run(); }
+
+bool RoundLoop::MayGoOn() const { return impl_->MayGoOn(); }
 
 }  // namespace predump

@@ -104,8 +104,10 @@ absl::StatusOr<std::vector<std::string>> BlockersOf(const kernel::ProcessHandle&
   PREDUMP_ASSIGN_OR_RETURN(const auto vmas, pagemap::VmaList::Read(process, true));
   PREDUMP_ASSIGN_OR_RETURN(const Survey survey, capturer.Survey(vmas));
   std::vector<std::string> texts;
-  for (const auto& blocker : survey.blockers) {
-    texts.push_back(absl::StrCat(blocker.what(), ": ", blocker.reason()));
+  for (const auto* list : {&survey.blockers, &survey.children}) {
+    for (const auto& blocker : *list) {
+      texts.push_back(absl::StrCat(blocker.what(), ": ", blocker.reason()));
+    }
   }
   return texts;
 }

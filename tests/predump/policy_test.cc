@@ -113,6 +113,18 @@ TEST(PolicyTest, WaitsForAPassingHindranceAndCancelsWhenItStays) {
   EXPECT_EQ(decision.reason, reason);
 }
 
+TEST(PolicyTest, ExactRoundsAreFollowedByMoreWhileAFreezeIsHindered) {
+  PolicyLimits limits;
+  limits.exact_rounds = 2;
+  limits.max_rounds = 3;
+  const auto history = Simulate(0, 1e9, 1000, 5);
+  EXPECT_EQ(Decide({history.data(), 2}, limits, absl::Seconds(1), false, "child").next,
+            NextStep::kAnotherRound);
+  EXPECT_EQ(Decide({history.data(), 3}, limits, absl::Seconds(1), true, "").next,
+            NextStep::kFreeze);
+  EXPECT_EQ(Decide(history, limits, absl::Seconds(1), false, "child").next, NextStep::kCancel);
+}
+
 TEST(PolicyTest, TinyRoundsDoNotSpoilTheBandwidth) {
   // A round of one page takes a round trip, not 4096 bytes' worth of link.
   std::vector<RoundRecord> history = {Round(262144, 1.0), Round(1, 0.005, 1.0)};
