@@ -204,11 +204,11 @@ void MemoryPlan::AddProtections(CallPlan& plan) const {
               absl::StrFormat("protect %x-%x", start, end));
     start = end = 0;
   };
+  // Readable and writable ones too: the landing has what once was a reservation without access, and
+  // nobody told it when that was opened but no page was written. It costs nothing where all is
+  // well.
   for (const auto& vma : state_.mm().vmas()) {
-    if (IsKernelProvided(vma) || (vma.flags() & MAP_SHARED) != 0 ||
-        vma.prot() == (PROT_READ | PROT_WRITE)) {
-      continue;
-    }
+    if (IsKernelProvided(vma) || (vma.flags() & MAP_SHARED) != 0) continue;
     if (vma.start() != end || vma.prot() != prot) {
       flush();
       start = vma.start();
