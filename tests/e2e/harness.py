@@ -232,7 +232,7 @@ class Server:
     def __init__(self, lab, host, *options, state=None, port=0, new_pidns=True, address=None,
                  stdin=subprocess.DEVNULL, **popen_options):
         self.host = host
-        self.state = state or lab.directory(f"state-{len(lab.servers)}")
+        self.state = state or lab.state_directory(host, f"server-{len(lab.servers)}")
         self.options = options
         command = [PREDUMP, "page-server", "--listen", f"{address or host.address}:{port}",
                    "--insecure-no-auth", "--state-dir", self.state, *options]
@@ -409,8 +409,7 @@ class Workload:
             self.child = host.popen(command, uid=uid, stdin=subprocess.DEVNULL, stdout=output,
                                     stderr=subprocess.STDOUT, start_new_session=True,
                                     cwd=self.directory)
-        self.host = host
-        self.pid = self.child.pid
+        self.host, self.pid = host, self.child.pid
         self.pidfd = os.pidfd_open(self.pid)
         lab.workloads.append(self)
         self.report = Report(self.report_path, 30, self.child.poll)
@@ -431,8 +430,13 @@ class Workload:
             self.child.wait()
             self.child = None
         os.close(self.pidfd)
+        self.pidfd = -1
         self.host, self.pid = host, pid
-        self.pidfd = os.pidfd_open(pid)
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise AssertionError(f"{self.name} ended right after the move: {self.report.trouble()} "
+                                 f"{self.output()}") from None
 
     def alive(self):
         return not pidfd_ended(self.pidfd, 0)
@@ -484,8 +488,14 @@ class Lab:
         os.makedirs(path, exist_ok=True)
         return path
 
+    def state_directory(self, host, name):
+        """In memory, as /run/predump is; to be seen in that host only if it has its own mounts."""
+        path = f"/run/{os.path.basename(self.root)}/{name}"
+        host.run(["mkdir", "-p", "-m", "0700", path])
+        return path
+
     def source_state(self, host):
-        return self.directory(f"journal-{self._hosts.index(host)}")
+        return self.state_directory(host, f"journal-{self._hosts.index(host)}")
 
     def other(self, host):
         return self.target if host is self.source else self.source
@@ -557,11 +567,10 @@ class Lab:
         for workload in self.workloads:
             if workload.child is not None:
                 workload.child.wait()
-            try:
+            if workload.pidfd != -1:
                 os.close(workload.pidfd)
-            except OSError:
-                pass
         shutil.rmtree(self.root, ignore_errors=True)
+        shutil.rmtree(f"/run/{os.path.basename(self.root)}", ignore_errors=True)
 
     def __enter__(self):
         return self
