@@ -160,10 +160,11 @@ Finding SharingFinding(absl::StatusOr<Finding> finding) {
   return *std::move(finding);
 }
 
-absl::StatusOr<Finding> ProbeVmsplice(const ProbeOptions&) {
-  absl::StatusOr<Finding> finding = ErrnoInChild("vmsplice", [] {
-    return SharesPages([](int pipe, const struct iovec& memory) {
-      return ::vmsplice(pipe, &memory, 1, SPLICE_F_NONBLOCK);
+absl::StatusOr<Finding> ProbeVmsplice(const ProbeOptions& options) {
+  absl::StatusOr<Finding> finding = ErrnoInChild("vmsplice", [&] {
+    return SharesPages([&](int pipe, const struct iovec& memory) {
+      return static_cast<ssize_t>(
+          ::syscall(options.vmsplice_number, pipe, &memory, 1ul, SPLICE_F_NONBLOCK));
     });
   });
   PREDUMP_RETURN_IF_ERROR(finding);

@@ -4,6 +4,8 @@
 #ifndef PREDUMP_KERNEL_CAPABILITIES_H_
 #define PREDUMP_KERNEL_CAPABILITIES_H_
 
+#include <sys/syscall.h>
+
 #include <string>
 #include <vector>
 
@@ -42,6 +44,8 @@ struct CapabilityResult {
 struct ProbeOptions {
   // The number a patched kernel gave process_vmsplice(2).
   long process_vmsplice_number = 600;
+  // The number of vmsplice(2); a test puts in a call that copies instead.
+  long vmsplice_number = SYS_vmsplice;
 };
 
 // One probe. Errors only where the probe itself could not be run (fork failed, ...).

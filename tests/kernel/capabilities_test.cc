@@ -1,5 +1,6 @@
 #include "src/kernel/capabilities.h"
 
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,6 +56,15 @@ TEST(CapabilitiesTest, AnotherCallIsNotTakenForProcessVmsplice) {
         MustProbe(Capability::kProcessVmsplice, {.process_vmsplice_number = number}).available)
         << number;
   }
+}
+
+// DESIGN 6: a kernel whose vmsplice copies gives no zero-copy source.
+TEST(CapabilitiesTest, ACallThatCopiesIsNotTakenForZeroCopy) {
+  EXPECT_TRUE(MustProbe(Capability::kVmspliceSharesPages).available);
+  const CapabilityResult copying =
+      MustProbe(Capability::kVmspliceSharesPages, {.vmsplice_number = SYS_writev});
+  EXPECT_FALSE(copying.available);
+  EXPECT_THAT(copying.reason, testing::HasSubstr("it copies the pages"));
 }
 
 TEST(CapabilitiesTest, ProbesLeaveNoChild) {
