@@ -1,10 +1,12 @@
 #include "src/kernel/remote_batch.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
 #include <cstring>
+#include <span>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -117,6 +119,25 @@ TEST_F(RemoteBatchTest, FullTableAndFullDataAreErrors) {
   std::byte small[128];
   EXPECT_EQ(RemoteBatch::Create(base::RemoteAddress(0), small, 16).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+// DESIGN 12.7: a batch that ended with a breakpoint would set an ignored or blocked SIGTRAP back to
+// its default.
+TEST_F(RemoteBatchTest, AnIgnoredSigtrapStaysIgnored) {
+  const struct { uint64_t handler, flags, restorer, mask; } ignore = {1 /* SIG_IGN */, 0, 0, 0};
+  const auto action = batch_->AddBytes(std::as_bytes(std::span(&ignore, 1)), 8);
+  ASSERT_TRUE(action.ok());
+  ASSERT_TRUE(batch_->Add(SYS_rt_sigaction, {SIGTRAP, *action, 0, 8}, "ignore SIGTRAP").ok());
+  const auto status = Run();
+  ASSERT_TRUE(status.ok()) << status;
+  batch_->Clear();
+  const auto before = batch_->Allocate(sizeof ignore, 8);
+  ASSERT_TRUE(batch_->Add(SYS_rt_sigaction, {SIGTRAP, 0, *before, 8}, "look").ok());
+  ASSERT_TRUE(Run().ok());
+  uint64_t handler = 0;
+  memcpy(&handler, batch_->View(*before, sizeof handler).data(), sizeof handler);
+  EXPECT_EQ(handler, ignore.handler);
+  EXPECT_EQ(*tracee_->GetSignalMask() >> (SIGTRAP - 1) & 1, 1u);
 }
 
 TEST_F(RemoteBatchTest, StopOfTheLoopIsDroppedAtDetach) {
