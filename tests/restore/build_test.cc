@@ -28,6 +28,7 @@
 #include "gtest/gtest.h"
 #include "src/base/errors.h"
 #include "src/images/image_constants.h"
+#include "src/kernel/freezer.h"
 #include "src/kernel/procfs.h"
 #include "src/restore/landing.h"
 #include "src/restore/landing/layout.h"
@@ -225,6 +226,31 @@ TEST_F(BuildTest, ThreadsGoOnWithTheirNumbers) {
   std::sort(inner.begin(), inner.end());
   for (int i = 0; i <= kThreads; ++i) {
     EXPECT_EQ(inner[static_cast<size_t>(i)], static_cast<pid_t>(kPid) + i);
+  }
+}
+
+// DESIGN 12.6: without its area a thread that is preempted inside a sequence is not aborted.
+TEST_F(BuildTest, RestartableSequencesAreRegisteredForEachThread) {
+  ASSERT_NO_FATAL_FAILURE(Prepare([](Report* report) {
+    std::thread([report] { Beat(report, 1); }).detach();
+    while (report->beats[1] == 0) ::sched_yield();
+    Beat(report, 0);
+  }));
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  const absl::Status released = Release();
+  ASSERT_TRUE(released.ok()) << released;
+  const auto process = Process();
+  auto frozen = kernel::FrozenProcess::Freeze(process, absl::Seconds(5));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  ASSERT_EQ(frozen->threads().size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    const auto now = frozen->threads()[i].GetRseqConfiguration();
+    ASSERT_TRUE(now.ok()) << now.status();
+    const auto& before = state_.threads(static_cast<int>(i)).core().thread_core().rseq_entry();
+    ASSERT_NE(before.rseq_abi_pointer(), 0u) << "this C library registers none";
+    EXPECT_EQ(now->address.value(), before.rseq_abi_pointer());
+    EXPECT_EQ(now->signature, before.signature());
   }
 }
 
