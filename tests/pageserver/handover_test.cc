@@ -161,6 +161,18 @@ TEST_F(HandoverTest, SourceThatVanishesAfterCommitLeavesARunningProcess) {
   EXPECT_TRUE(Counts(pid_));
 }
 
+// The landing must not be able to outlive its server before the record says that it may.
+TEST_F(HandoverTest, FateThatCannotBeRecordedLeavesNothing) {
+  FakeSource source(server_->address());
+  ASSERT_TRUE(BringToReady(source).ok());
+  const std::string records = absl::StrCat(directory_.path(), "/target");
+  ASSERT_EQ(::rename(records.c_str(), absl::StrCat(records, "-away").c_str()), 0);
+  EXPECT_FALSE(Commit(source).ok());
+  EXPECT_TRUE(WaitForProcess(pid_, false));
+  ASSERT_EQ(::rename(absl::StrCat(records, "-away").c_str(), records.c_str()), 0);
+  EXPECT_EQ(FinalFate(source.session_id()), proto::Fate::DESTROYED);
+}
+
 TEST_F(HandoverTest, CommitOfAnotherSessionIsRefused) {
   FakeSource source(server_->address());
   ASSERT_TRUE(BringToReady(source).ok());
