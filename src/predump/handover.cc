@@ -105,8 +105,9 @@ class Handover {
   absl::Status BringToReady(kernel::FrozenProcess& frozen) {
     PREDUMP_RETURN_IF_ERROR(engine_.watch.CheckSameProgram());
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine_.layout.Read());
+    clock_->Mark("layout");
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::DirtySet dirty, engine_.tracker.FinalScan(vmas));
-    clock_->Mark("layout and last scan");
+    clock_->Mark("last scan");
     PREDUMP_RETURN_IF_ERROR(SendLastRound(vmas, dirty));
     clock_->Mark("last pages");
 
@@ -342,9 +343,10 @@ class Handover {
   absl::StatusOr<HandoverResult> SettleByAsking(kernel::FrozenProcess frozen,
                                                 const absl::Status& why) {
     const Deadline until = Deadline::After(kAskFateFor);
+    absl::Status silence = why;
     while (!until.passed()) {
-      absl::StatusOr<proto::Fate> fate =
-          AskFate(engine_.options.link, proto::HostFacts(), engine_.session_id);
+      absl::StatusOr<proto::Fate> fate = AskFate(engine_.options.link, proto::HostFacts(),
+                                                 engine_.session_id, entry_.target_boot_id);
       if (fate.ok() && fate->outcome() == proto::Fate::RUNNING) {
         engine_.report.downtime = clock_->SinceStart();
         return Complete(std::move(frozen), static_cast<pid_t>(fate->restored_pid()));
@@ -353,6 +355,8 @@ class Handover {
         return Return(std::move(frozen),
                       base::Annotate(why, "the target lost the process before it ran"));
       }
+      if (!fate.ok()) silence = fate.status();
+      if (absl::IsFailedPrecondition(silence)) break;  // the host that knew is gone
       // The target is unreachable or still deciding: no event tells when that changes.
       absl::SleepFor(std::min(kAskFatePause, until.Remaining()));
     }
@@ -360,7 +364,7 @@ class Handover {
     const absl::Status parked = std::move(frozen).Thaw();
     return HandoverResult{
         MigrationStatus::kParked,
-        absl::StrCat("the target does not say whether it runs there (", why.message(),
+        absl::StrCat("the target does not say whether it runs there (", silence.message(),
                      "); it is parked here", parked.ok() ? "" : " (or gone)",
                      "; run `predump resolve --pid ", engine_.process.pid(),
                      "` when the target can be reached")};
@@ -382,6 +386,7 @@ absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {
   PREDUMP_ASSIGN_OR_RETURN(entry.boot_id, ReadBootId());
   PREDUMP_ASSIGN_OR_RETURN(entry.command, kernel::ReadComm(engine.process));
   entry.target = engine.options.link.address.ToString();
+  entry.target_boot_id = engine.link.server().host().boot_id();
   PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
                            kernel::ProcessHandle::Open(::getpid()));
   entry.engine_pid = self.pid();
