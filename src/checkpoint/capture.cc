@@ -20,6 +20,7 @@
 #include "src/checkpoint/file_capture.h"
 #include "src/checkpoint/file_registry.h"
 #include "src/checkpoint/memory_capture.h"
+#include "src/checkpoint/plain_snapshot.h"
 #include "src/checkpoint/process_capture.h"
 #include "src/checkpoint/regular_file.h"
 #include "src/checkpoint/socket_diag.h"
@@ -30,16 +31,11 @@
 namespace predump::checkpoint {
 namespace {
 
-// Without BPF nothing outside the process tells these; DESIGN 9 would have the process asked by
-// remote calls, which this capture does not do.
-constexpr char kUnreadableWithoutBpf[] =
-    "signal actions, alternate signal stacks, interval timers, the heap's end and the deadlines of "
-    "interrupted calls cannot be read without BPF";
-
 // Pending signals as captured, to tell later ones from.
 struct PendingSignals {
   std::vector<std::string> process;
-  absl::flat_hash_map<uint32_t, std::vector<std::string>> threads;
+  absl::flat_hash_map<uint32_t, std::vector<std::string>> threads;  // by own tid
+  absl::flat_hash_map<pid_t, uint32_t> own_tids;                    // by tid of our namespace
 };
 
 std::vector<std::string> RawSignals(const criu::signal_queue_entry& queue) {
@@ -91,6 +87,7 @@ struct Capturer::Impl {
   CaptureOptions options;
   absl::Status bpf_status;
   std::optional<kernel::TaskCapture> tasks;
+  std::optional<PlainSnapshotReader> plain;  // where there are no tasks
   absl::Status diag_status;
   std::optional<SocketDiag> diag;
   LastingFacts facts;
@@ -101,6 +98,11 @@ struct Capturer::Impl {
   bool alarm_armed = false;
   dev_t controlling_terminal = 0;
 
+  // Through BPF, or else without.
+  absl::StatusOr<kernel::TaskSnapshot> ReadRunning();
+  absl::StatusOr<kernel::TaskSnapshot> ReadFrozen(kernel::FrozenProcess& frozen);
+  absl::StatusOr<kernel::TaskSnapshot> ReadAgain(kernel::FrozenProcess& frozen,
+                                                 const kernel::TaskSnapshot& before);
   // What Survey and Capture do alike: all but registers and signals.
   absl::Status FillCommon(const kernel::TaskSnapshot& snapshot, const pagemap::VmaList& vmas,
                           bool frozen, proto::ProcessState& state, BlockerList& blockers,
@@ -112,8 +114,21 @@ struct Capturer::Impl {
   // exactly one of them.
   absl::Status FillTimersAndSignals(kernel::FrozenProcess& frozen, kernel::TaskSnapshot snapshot,
                                     criu::task_core_entry& task);
-  void RememberPending(const proto::ProcessState& state);
+  void RememberPending(const kernel::TaskSnapshot& snapshot, const proto::ProcessState& state);
 };
+
+absl::StatusOr<kernel::TaskSnapshot> Capturer::Impl::ReadRunning() {
+  return tasks.has_value() ? tasks->Read() : plain->ReadRunning();
+}
+
+absl::StatusOr<kernel::TaskSnapshot> Capturer::Impl::ReadFrozen(kernel::FrozenProcess& frozen) {
+  return tasks.has_value() ? tasks->Read() : plain->ReadFrozen(frozen);
+}
+
+absl::StatusOr<kernel::TaskSnapshot> Capturer::Impl::ReadAgain(kernel::FrozenProcess& frozen,
+                                                               const kernel::TaskSnapshot& before) {
+  return tasks.has_value() ? tasks->Read() : plain->ReadAgain(frozen, before);
+}
 
 absl::Status Capturer::Impl::FillThreads(const kernel::TaskSnapshot& snapshot,
                                          proto::ProcessState& state) {
@@ -171,7 +186,7 @@ absl::Status Capturer::Impl::FillTimersAndSignals(kernel::FrozenProcess& frozen,
                              leader.PeekPendingSignals(kernel::PendingQueue::kProcess));
     FillSignals(signals, *task.mutable_signals_s());
     if (!armed) return absl::OkStatus();
-    PREDUMP_ASSIGN_OR_RETURN(snapshot, tasks->Read());
+    PREDUMP_ASSIGN_OR_RETURN(snapshot, ReadAgain(frozen, snapshot));
     if (snapshot.process.real_timer_armed != 0 && snapshot.process.real_timer_expires == deadline &&
         snapshot.process.monotonic_now < deadline) {
       return absl::OkStatus();
@@ -207,8 +222,12 @@ absl::Status Capturer::Impl::FillStopped(kernel::FrozenProcess& frozen,
                               *state.mutable_threads(0)->mutable_core()->mutable_tc());
 }
 
-void Capturer::Impl::RememberPending(const proto::ProcessState& state) {
+void Capturer::Impl::RememberPending(const kernel::TaskSnapshot& snapshot,
+                                     const proto::ProcessState& state) {
   pending = {};
+  for (const kernel::ThreadRecord& thread : snapshot.threads) {
+    pending.own_tids.emplace(thread.tid.observer, static_cast<uint32_t>(thread.tid.own));
+  }
   pending.process = RawSignals(state.threads(0).core().tc().signals_s());
   for (const auto& thread : state.threads()) {
     pending.threads.emplace(thread.tid(), RawSignals(thread.core().thread_core().signals_p()));
@@ -238,6 +257,9 @@ absl::StatusOr<Capturer> Capturer::Create(const kernel::ProcessHandle& process,
   } else {
     impl->bpf_status = tasks.status();
   }
+  if (!impl->tasks.has_value()) {
+    PREDUMP_ASSIGN_OR_RETURN(impl->plain, PlainSnapshotReader::Create(process));
+  }
   if (auto diag = SocketDiag::Open(process); diag.ok()) {
     impl->diag.emplace(*std::move(diag));
   } else {
@@ -256,16 +278,14 @@ absl::StatusOr<checkpoint::Survey> Capturer::Survey(const pagemap::VmaList& vmas
   PREDUMP_RETURN_IF_ERROR(
       RefuseSurroundings(*impl_->process, status, stat, impl_->options, blockers));
   impl_->flags.Remember(vmas);
-  if (!impl_->tasks.has_value()) {
-    blockers.Add("attribute kernel state",
-                 absl::StrCat(kUnreadableWithoutBpf, " (", impl_->bpf_status.message(), ")"));
-    survey.blockers = std::move(blockers).Take();
-    return survey;
-  }
-  PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
+  PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->ReadRunning());
   PREDUMP_RETURN_IF_ERROR(
       impl_->FillCommon(snapshot, vmas, /*frozen=*/false, survey.preview, blockers, children));
   ForgetSizesThatChange(survey.preview);
+  if (impl_->plain.has_value()) {
+    // Not known before the freeze.
+    survey.preview.mutable_threads(0)->mutable_core()->mutable_tc()->clear_sigactions();
+  }
   survey.blockers = std::move(blockers).Take();
   survey.children = std::move(children).Take();
   return survey;
@@ -273,7 +293,15 @@ absl::StatusOr<checkpoint::Survey> Capturer::Survey(const pagemap::VmaList& vmas
 
 absl::Status Capturer::NoteSleepers() {
   impl_->asleep_since.clear();
-  if (!impl_->tasks.has_value()) return absl::OkStatus();
+  if (impl_->plain.has_value()) {
+    PREDUMP_RETURN_IF_ERROR(impl_->plain->NoteSleepers());
+    for (const auto& [tid, note] : impl_->plain->late_notes()) {
+      if (note.since_ns.has_value()) {
+        impl_->asleep_since[tid] = static_cast<uint64_t>(*note.since_ns);
+      }
+    }
+    return absl::OkStatus();
+  }
   PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
   constexpr uint32_t kInterruptible = 1;  // TASK_INTERRUPTIBLE
   for (const kernel::ThreadRecord& thread : snapshot.threads) {
@@ -287,35 +315,26 @@ absl::Status Capturer::NoteSleepers() {
 
 absl::StatusOr<proto::ProcessState> Capturer::Capture(kernel::FrozenProcess& frozen,
                                                       const pagemap::VmaList& vmas) {
-  if (!impl_->tasks.has_value()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(kUnreadableWithoutBpf, " (", impl_->bpf_status.message(), ")"));
-  }
   BlockerList blockers;
   if (frozen.was_stopped()) blockers.Add("attribute state", "stopped by a signal");
   proto::ProcessState state;
-  PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
+  PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->ReadFrozen(frozen));
   PREDUMP_RETURN_IF_ERROR(
       impl_->FillCommon(snapshot, vmas, /*frozen=*/true, state, blockers, blockers));
   PREDUMP_RETURN_IF_ERROR(impl_->FillStopped(frozen, snapshot, state, blockers));
   PREDUMP_RETURN_IF_ERROR(blockers.ToStatus());
-  impl_->RememberPending(state);
+  impl_->RememberPending(snapshot, state);
   return state;
 }
 
 absl::StatusOr<std::vector<proto::LateSignal>> Capturer::SignalsSince(
     kernel::FrozenProcess& frozen) {
   std::vector<proto::LateSignal> late;
-  PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
-  absl::flat_hash_map<pid_t, uint32_t> own_tids;
-  for (const auto& thread : snapshot.threads) {
-    own_tids.emplace(thread.tid.observer, static_cast<uint32_t>(thread.tid.own));
-  }
   PREDUMP_ASSIGN_OR_RETURN(const auto shared, frozen.threads().front().PeekPendingSignals(
                                                   kernel::PendingQueue::kProcess));
   AppendNew(shared, impl_->pending.process, std::nullopt, impl_->alarm_armed, late);
   for (const kernel::Tracee& tracee : frozen.threads()) {
-    const uint32_t tid = own_tids[tracee.tid()];
+    const uint32_t tid = impl_->pending.own_tids[tracee.tid()];
     PREDUMP_ASSIGN_OR_RETURN(const auto signals,
                              tracee.PeekPendingSignals(kernel::PendingQueue::kThread));
     AppendNew(signals, impl_->pending.threads[tid], tid, false, late);

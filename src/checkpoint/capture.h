@@ -3,7 +3,7 @@
 //   Create   before anything is stopped: loads what costs milliseconds
 //   Survey   while the process runs: what would be captured now, and what keeps it from moving
 //   NoteSleepers   right before the freeze
-//   Capture  frozen; nothing is injected, nothing in the process changes
+//   Capture  frozen; nothing in the process changes, and nothing is injected but without BPF
 //   SignalsSince   frozen, just before Commit
 //
 // What moves and what does not: src/checkpoint/README.md. Whatever Capture meets that it does not
@@ -44,8 +44,9 @@ struct Survey {
 
 class Capturer {
  public:
-  // `process` must outlive the result. Errors: TargetExited; without BPF (or where it does not
-  // load) a capturer whose Survey has a blocker that says what cannot be read and why.
+  // `process` must outlive the result. Without BPF, or where it does not load, what only
+  // the threads themselves can tell is left out of the survey, and they are asked once frozen
+  // (src/checkpoint/plain_snapshot.h). Errors: TargetExited.
   static absl::StatusOr<Capturer> Create(const kernel::ProcessHandle& process,
                                          const CaptureOptions& options);
 
