@@ -36,6 +36,7 @@ absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& t
     entry.boot_id = json.at("boot-id").get<std::string>();
     entry.command = json.at("command").get<std::string>();
     entry.target = json.at("target").get<std::string>();
+    entry.target_boot_id = json.at("target-boot-id").get<std::string>();
     entry.engine_pid = json.at("engine-pid").get<int64_t>();
     entry.engine_start_time_ticks = json.at("engine-start-time-ticks").get<uint64_t>();
   } catch (const nlohmann::json::exception& e) {
@@ -67,6 +68,7 @@ absl::Status Journal::Prepare(const JournalEntry& entry) const {
       {"boot-id", entry.boot_id},
       {"command", entry.command},
       {"target", entry.target},
+      {"target-boot-id", entry.target_boot_id},
       {"engine-pid", entry.engine_pid},
       {"engine-start-time-ticks", entry.engine_start_time_ticks},
   };

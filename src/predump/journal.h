@@ -25,6 +25,9 @@ struct JournalEntry {
   std::string boot_id;
   std::string command;  // comm, for people
   std::string target;   // the address given with --to
+  // Of the host that answered there: after a restart, or on another host, a page server knows
+  // nothing of the session, and that must not pass for "it never ran".
+  std::string target_boot_id;
   int64_t engine_pid = 0;
   uint64_t engine_start_time_ticks = 0;
 

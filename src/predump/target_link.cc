@@ -72,9 +72,15 @@ absl::StatusOr<ClockOffsets> TargetLink::MeasureClocks() {
 }
 
 absl::StatusOr<proto::Fate> AskFate(const LinkOptions& options, const proto::HostFacts& facts,
-                                    const std::string& session_id) {
+                                    const std::string& session_id, const std::string& boot_id) {
   Cancellation never;
   PREDUMP_ASSIGN_OR_RETURN(TargetLink link, TargetLink::Connect(options, facts, never));
+  if (link.server().host().boot_id() != boot_id) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the host at ", options.address.ToString(),
+                     " is not the one the process was sent to, or was restarted since: boot ",
+                     link.server().host().boot_id(), " instead of ", boot_id));
+  }
   proto::QueryFate query;
   query.set_session_id(session_id);
   const Deadline deadline = Deadline::After(options.reply_timeout);

@@ -74,9 +74,11 @@ class TargetLink {
   std::unique_ptr<WatchedSocket> watched_data_;
 };
 
-// Asks any server with the session's records what became of it; connects anew.
+// Asks any server with the session's records what became of it; connects anew. FailedPrecondition
+// where the host that answers is not the boot of the host the session was held with: only records
+// of that one tell.
 absl::StatusOr<proto::Fate> AskFate(const LinkOptions& options, const proto::HostFacts& facts,
-                                    const std::string& session_id);
+                                    const std::string& session_id, const std::string& boot_id);
 
 }  // namespace predump
 

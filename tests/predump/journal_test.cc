@@ -32,6 +32,7 @@ class JournalTest : public ::testing::Test {
     entry.boot_id = "b";
     entry.command = "odd \xff \"name\"";
     entry.target = "[::1]:7000";
+    entry.target_boot_id = "t";
     entry.engine_pid = 99;
     entry.engine_start_time_ticks = 7;
     return entry;
@@ -55,6 +56,7 @@ TEST_F(JournalTest, WhatIsCommittedIsListedUntilRemoved) {
   EXPECT_EQ(entries->front().pid, 4711);
   EXPECT_EQ(entries->front().start_time_ticks, 123456789u);
   EXPECT_EQ(entries->front().target, "[::1]:7000");
+  EXPECT_EQ(entries->front().target_boot_id, "t");
   ASSERT_TRUE(journal->Remove(Entry()).ok());
   entries = journal->List();
   ASSERT_TRUE(entries.ok());
