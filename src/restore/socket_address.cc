@@ -90,17 +90,13 @@ bool IsStaleSocket(const std::string& path) {
     return false;
   }
   const std::string address = UnixAddress(path);
-  // A socket of another type than ours answers EPROTOTYPE; only a refusal means that nobody has it.
-  for (const int type : {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET}) {
-    const base::UniqueFd probe(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!probe.valid()) return false;
-    if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
-                  static_cast<socklen_t>(address.size())) == 0 ||
-        errno != ECONNREFUSED) {
-      return false;
-    }
-  }
-  return true;
+  // A datagram socket connects to nothing that anybody could see: a live socket of another type
+  // answers EPROTOTYPE, and only a refusal means that nobody has it.
+  const base::UniqueFd probe(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!probe.valid()) return false;
+  return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
+                   static_cast<socklen_t>(address.size())) != 0 &&
+         errno == ECONNREFUSED;
 }
 
 }  // namespace predump::restore::internal

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
 #include "src/images/image_constants.h"
@@ -25,6 +26,17 @@ constexpr uint32_t kReceiveBufferLocked = 2;
 
 const criu::sk_opts_entry& OptionsOf(const criu::file_entry& file) {
   return file.has_usk() ? file.usk().opts() : file.isk().opts();
+}
+
+// One it was bound to. With SO_PASSCRED the kernel gives a sender a name of its own making (five
+// hexadecimal digits, unix(7), "Autobind feature"), and will do so again.
+bool HasChosenName(const criu::unix_sk_entry& socket) {
+  const std::string& name = socket.name();
+  if (name.empty()) return false;
+  const bool kernels_own = name.size() == 6 && IsAbstract(name) &&
+                           std::all_of(name.begin() + 1, name.end(),
+                                       [](unsigned char c) { return absl::ascii_isxdigit(c); });
+  return !kernels_own;
 }
 
 }  // namespace
@@ -152,7 +164,7 @@ absl::Status SocketPlan::AddUnixPair(const criu::file_entry& file, const criu::f
   CallPlan& plan = files_.plan_;
   const std::string name = absl::StrCat("socket pair of ", files_.Name(file));
   for (const criu::file_entry* end : {&file, peer}) {
-    if (end != nullptr && !end->usk().name().empty()) {
+    if (end != nullptr && !end->usk().name().empty() && !IsAbstract(end->usk().name())) {
       return absl::UnimplementedError(
           absl::StrCat(files_.Name(*end), ": a connected unix socket with the name ",
                        UnixAddressText(end->usk().name()), " cannot be restored"));
@@ -162,9 +174,11 @@ absl::Status SocketPlan::AddUnixPair(const criu::file_entry& file, const criu::f
   if (peer != nullptr) files_.done_.insert(peer->id());
   plan.Call(SYS_socketpair, {AF_UNIX, uint64_t{file.usk().type()}, 0, plan.Room(8)}, name);
   const auto [fd, other] = files_.PlacePair(&file, peer);
+  if (HasChosenName(file.usk())) BindUnix(fd, file);
   AddOptions(fd, file.usk().opts(), true, name);
   AddExtraOptions(fd, file, name);
   if (peer != nullptr) {
+    if (HasChosenName(peer->usk())) BindUnix(other, *peer);
     AddOptions(other, peer->usk().opts(), true, name);
     AddExtraOptions(other, *peer, name);
     files_.SetStatusFlags(other, peer->usk().flags() & (O_ASYNC | O_NONBLOCK), *peer);
