@@ -579,6 +579,14 @@ class Lab:
         self.close()
 
 
+def parked(state):
+    """Journal entries of handovers that wait to be settled, in a source's state directory."""
+    journal = os.path.join(state, "source")
+    if not os.path.isdir(journal):
+        return []
+    return [name for name in os.listdir(journal) if name.endswith(".json")]
+
+
 class Proxy:
     """tests/e2e/proxy.py before a page server, at the source's host."""
 

@@ -1,6 +1,5 @@
 #!/usr/bin/python3
 """The moments of DESIGN 10 at which the right to run passes on: whoever dies, one copy goes on."""
-import os
 import sys
 
 import harness
@@ -64,7 +63,7 @@ class Handover(harness.E2eTest):
 
     def journal(self):
         """Handovers that are not settled; what was only prepared does not count."""
-        return [name for name in os.listdir(os.path.join(self.state, "source"))
+        return [name for name in harness.parked(self.state)
                 if name.endswith(".json")]
 
     def assert_at_source(self):
