@@ -39,20 +39,7 @@ void PatchRelativeTimeout(const RestartContext& context, RestartPlan* plan) {
     *argument =
         static_cast<uint64_t>(absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1))));
   };
-  const auto timespec_at = [&](uint64_t address) {
-    if (address == 0) return;
-    plan->timeout = RestartPlan::Timeout::kTimespecInMemory;
-    plan->timeout_address = address;
-  };
-  constexpr uint64_t kTimerAbstime = 1;
-  constexpr uint64_t kFutexCommandMask = 0x7f;  // without PRIVATE_FLAG and CLOCK_REALTIME
   switch (r.orig_rax) {
-    case SYS_nanosleep:
-      return timespec_at(r.rdi);
-    case SYS_clock_nanosleep:
-      return (r.rsi & kTimerAbstime) != 0 ? void() : timespec_at(r.rdx);
-    case SYS_futex:  // FUTEX_WAIT is relative, FUTEX_WAIT_BITSET and the rest are absolute
-      return (r.rsi & kFutexCommandMask) == 0 ? timespec_at(r.r10) : void();
     case SYS_poll:
     case SYS_epoll_wait:
     case SYS_epoll_pwait: {
@@ -60,20 +47,58 @@ void PatchRelativeTimeout(const RestartContext& context, RestartPlan* plan) {
       if (static_cast<int32_t>(*argument) > 0) milliseconds(argument);
       return;
     }
-    case SYS_epoll_pwait2:
-    case SYS_semtimedop:
-      return timespec_at(r.r10);
-    case SYS_rt_sigtimedwait:
-      return timespec_at(r.rdx);
-    case SYS_io_getevents:
-    case SYS_io_pgetevents:
-      return timespec_at(r.r8);
     default:
-      return;
+      break;
+  }
+  if (const auto* argument = RelativeTimespecArgument(r.orig_rax, r); argument != nullptr) {
+    plan->timeout = RestartPlan::Timeout::kTimespecInMemory;
+    plan->timeout_address = *argument;
   }
 }
 
 }  // namespace
+
+unsigned long long* RelativeTimespecArgument(uint64_t number, user_regs_struct& r) {
+  constexpr uint64_t kTimerAbstime = 1;
+  constexpr uint64_t kFutexCommandMask = 0x7f;  // without PRIVATE_FLAG and CLOCK_REALTIME
+  const auto given = [](unsigned long long& argument) {
+    return argument == 0 ? nullptr : &argument;
+  };
+  switch (number) {
+    case SYS_nanosleep:
+      return given(r.rdi);
+    case SYS_clock_nanosleep:
+      return (r.rsi & kTimerAbstime) != 0 ? nullptr : given(r.rdx);
+    case SYS_futex:  // FUTEX_WAIT is relative, FUTEX_WAIT_BITSET and the rest are absolute
+      return (r.rsi & kFutexCommandMask) == 0 ? given(r.r10) : nullptr;
+    case SYS_epoll_pwait2:
+    case SYS_semtimedop:
+      return given(r.r10);
+    case SYS_rt_sigtimedwait:
+      return given(r.rdx);
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
+      return given(r.r8);
+    default:
+      return nullptr;
+  }
+}
+
+user_regs_struct RebuiltRestartRegisters(const user_regs_struct& repeating, uint64_t number,
+                                         int64_t result) {
+  const int64_t error = -result;
+  if (repeating.rax != number ||
+      (error != kErestartsys && error != kErestartnointr && error != kErestartnohand &&
+       error != kErestartRestartblock && error != EINTR)) {
+    return repeating;
+  }
+  user_regs_struct registers = repeating;
+  registers.orig_rax = number;
+  registers.rip += kSyscallInstructionBytes;
+  const bool by_its_own_rule = error == kErestartsys || error == kErestartnointr;
+  registers.rax = static_cast<uint64_t>(by_its_own_rule ? result : -kErestartnohand);
+  return registers;
+}
 
 bool ReturnsEintrAfterStop(uint64_t number) {
   switch (number) {

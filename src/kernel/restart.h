@@ -33,8 +33,8 @@ struct RestartPlan {
 
   // A relative timeout that would begin anew. kMillisecondsInRegister is already patched into
   // `registers` where `remaining` was given; kTimespecInMemory is for the caller to do: the
-  // timespec that `timeout_address` points to belongs to the application, so either write
-  // `remaining` there (and back afterwards) or run the call with a copy.
+  // timespec that `timeout_address` points to belongs to the application, so the call is run with a
+  // copy (RelativeTimespecArgument).
   enum class Timeout { kNone, kMillisecondsInRegister, kTimespecInMemory };
   Timeout timeout = Timeout::kNone;
   uint64_t timeout_address = 0;
@@ -46,6 +46,17 @@ bool ReturnsEintrAfterStop(uint64_t number);
 
 // Registers with which the thread can be started by hand (by whoever sets rip), DESIGN 12.8.
 RestartPlan RestartRegisters(const user_regs_struct& stopped, const RestartContext& context);
+
+// The register in which call `number` gets the address of a relative timeout, a struct timespec the
+// kernel reads once, as the call begins; nullptr where there is none.
+unsigned long long* RelativeTimespecArgument(uint64_t number, user_regs_struct& registers);
+
+// For a thread that was rebuilt with RestartRegisters, which repeat call `number` that was stopped
+// with `result`, and that goes on from a stop inside the kernel's signal path: the kernel repeats
+// the call if no handler runs and reports EINTR if one does (or repeats, SA_RESTART), as it would
+// have at the source. Registers that repeat nothing come back as they are.
+user_regs_struct RebuiltRestartRegisters(const user_regs_struct& repeating, uint64_t number,
+                                         int64_t result);
 
 // For a thread in PTRACE_EVENT_STOP that will be detached: leaves everything to the kernel, except
 // that an -EINTR caused by the stop becomes -ERESTARTNOHAND. The kernel then repeats the call if no

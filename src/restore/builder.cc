@@ -1,6 +1,8 @@
 #include "src/restore/builder.h"
 
+#include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include "src/images/state_validation.h"
 #include "src/kernel/freezer.h"
 #include "src/kernel/procfs.h"
+#include "src/kernel/restart.h"
 #include "src/restore/xstate.h"
 
 namespace predump::restore::internal {
@@ -226,7 +229,13 @@ absl::Status Builder::LoadRegisters() {
   for (int i = 0; i < state_.threads_size(); ++i) {
     const proto::ThreadState& thread = state_.threads(i);
     kernel::Tracee& tracee = process_.threads[static_cast<size_t>(i)].tracee;
-    const user_regs_struct registers = ToRegisters(thread.core().thread_info().gpregs());
+    user_regs_struct registers = ToRegisters(thread.core().thread_info().gpregs());
+    if (thread.extra().has_interrupted_call()) {
+      const proto::InterruptedCall& call = thread.extra().interrupted_call();
+      NoteTimeLeft(static_cast<size_t>(i), call, registers);
+      registers = kernel::RebuiltRestartRegisters(registers, static_cast<uint64_t>(call.number()),
+                                                  call.result());
+    }
     PREDUMP_ASSIGN_OR_RETURN(const std::vector<std::byte> xstate, XstateFor(thread, fresh));
     PREDUMP_RETURN_IF_ERROR(tracee.SetRegisters(registers));
     PREDUMP_RETURN_IF_ERROR(tracee.SetXstate(xstate));
@@ -235,6 +244,29 @@ absl::Status Builder::LoadRegisters() {
                                           : thread.core().thread_core().blk_sigset());
   }
   return absl::OkStatus();
+}
+
+// The remaining time goes below the red zone of the thread's own stack, where a signal frame would
+// go: nobody relies on what is there. Where there is no room the call begins with its whole time.
+void Builder::NoteTimeLeft(size_t thread, const proto::InterruptedCall& call,
+                           user_regs_struct registers) {
+  constexpr uint64_t kRedZone = 128;
+  const uint64_t number = static_cast<uint64_t>(call.number());
+  if (!call.has_remaining_ns() || registers.rax != number ||
+      kernel::RelativeTimespecArgument(number, registers) == nullptr) {
+    return;
+  }
+  const int64_t remaining = std::clamp<int64_t>(call.remaining_ns(), 0, INT64_MAX / 2);
+  const uint64_t scratch = (registers.rsp - kRedZone - sizeof(timespec)) & ~uint64_t{15};
+  for (const auto& vma : state_.mm().vmas()) {
+    if (vma.start() > scratch || registers.rsp > vma.end() || scratch >= vma.end()) continue;
+    if ((vma.prot() & PROT_WRITE) == 0 || (vma.flags() & MAP_PRIVATE) == 0) return;
+    process_.times_left.push_back(
+        {.thread = thread,
+         .call = number,
+         .deadline_ns = base::MonotonicNanoseconds() + remaining - elapsed_ns_,
+         .scratch = base::RemoteAddress(scratch)});
+  }
 }
 
 void Builder::RemoveBoundPaths(CallPlan& plan) const {

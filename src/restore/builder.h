@@ -2,6 +2,8 @@
 #ifndef PREDUMP_RESTORE_BUILDER_H_
 #define PREDUMP_RESTORE_BUILDER_H_
 
+#include <sys/user.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -34,6 +36,7 @@ class Builder {
   absl::StatusOr<std::vector<CallPlan>> PlanThreads();
   absl::Status RunThreads(std::vector<CallPlan>& plans);
   absl::Status LoadRegisters();
+  void NoteTimeLeft(size_t thread, const proto::InterruptedCall& call, user_regs_struct registers);
   void RemoveBoundPaths(CallPlan& plan) const;
   void EndPhase(const char* name);
 

@@ -1,17 +1,23 @@
 #include "src/restore/built_process.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
+#include "src/kernel/process_memory.h"
+#include "src/kernel/restart.h"
 #include "src/restore/call_plan.h"
 #include "src/restore/landing_process.h"
+#include "src/restore/timer_value.h"
 
 namespace predump::restore {
 namespace {
@@ -22,6 +28,24 @@ using internal::Thread;
 
 constexpr absl::Duration kStepTimeout = absl::Seconds(10);
 constexpr size_t kSiginfoBytes = 128;
+
+// As late as can be: the memory was compared with the source's before. A thread whose time cannot
+// be written begins its call with the whole of it.
+void WriteTimesLeft(LandingProcess& process) {
+  if (process.times_left.empty()) return;
+  const auto memory = kernel::ProcessMemory::Open(process.handle, O_RDWR);
+  if (!memory.ok()) return;
+  for (const internal::TimeLeft& left : process.times_left) {
+    const int64_t nanoseconds = left.deadline_ns - base::MonotonicNanoseconds();
+    const timespec time = internal::ToTimespec(std::max<int64_t>(nanoseconds, 0));
+    if (!memory->Write(left.scratch, std::as_bytes(std::span(&time, 1))).ok()) continue;
+    user_regs_struct registers = process.final_registers[left.thread];
+    *kernel::RelativeTimespecArgument(left.call, registers) = left.scratch.value();
+    if (process.threads[left.thread].tracee.SetRegisters(registers).ok()) {
+      process.final_registers[left.thread] = registers;
+    }
+  }
+}
 
 }  // namespace
 
@@ -70,6 +94,7 @@ absl::Status BuiltProcess::QueueLateSignals(std::span<const proto::LateSignal> s
 }
 
 absl::Status BuiltProcess::QueueStop() {
+  WriteTimesLeft(*process_);
   // Last remote call: through the process's own vDSO, the one place of code that stays.
   PREDUMP_ASSIGN_OR_RETURN(
       const int64_t unmapped,

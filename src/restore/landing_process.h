@@ -50,6 +50,14 @@ struct Thread {
   kernel::Tracee tracee;
 };
 
+// A thread goes on inside a call with a relative timeout in memory, of which a part has passed.
+struct TimeLeft {
+  size_t thread = 0;  // index
+  uint64_t call = 0;
+  int64_t deadline_ns = 0;      // our CLOCK_MONOTONIC
+  base::RemoteAddress scratch;  // where a struct timespec may be put
+};
+
 class LandingProcess {
  public:
   LandingProcess(pid_t inner, pid_t reaper_pid, kernel::Tracee leader_tracee,
@@ -81,6 +89,7 @@ class LandingProcess {
   base::RemoteAddress vdso_gate;   // a syscall instruction in the vDSO, once it is in place
   std::vector<user_regs_struct> final_registers;  // parallel to threads
   std::vector<uint64_t> final_masks;              // parallel to threads
+  std::vector<TimeLeft> times_left;
   std::vector<proto::Phase> phases;
 };
 

@@ -19,13 +19,16 @@ user_regs_struct Stopped(uint64_t number, int64_t result) {
 constexpr uint64_t kNone = ~0ull;
 
 TEST(RestartRegistersTest, RestartCodesMoveBackToTheInstruction) {
-  for (const int64_t code : {-512, -513, -514}) {
-    for (const bool same_task : {true, false}) {
-      const RestartPlan plan = RestartRegisters(Stopped(SYS_read, code), {.same_task = same_task});
-      EXPECT_EQ(plan.registers.rax, static_cast<uint64_t>(SYS_read));
-      EXPECT_EQ(plan.registers.rip, 0x1000u);
-      EXPECT_EQ(plan.registers.orig_rax, kNone);
-      EXPECT_TRUE(plan.repeats_call);
+  // pause(2) is told -514 by any stop; read(2) may also be told EINTR by one.
+  for (const long number : {SYS_read, SYS_pause}) {
+    for (const int64_t code : {-512, -513, -514}) {
+      for (const bool same_task : {true, false}) {
+        const RestartPlan plan = RestartRegisters(Stopped(number, code), {.same_task = same_task});
+        EXPECT_EQ(plan.registers.rax, static_cast<uint64_t>(number));
+        EXPECT_EQ(plan.registers.rip, 0x1000u);
+        EXPECT_EQ(plan.registers.orig_rax, kNone);
+        EXPECT_TRUE(plan.repeats_call);
+      }
     }
   }
 }
@@ -94,6 +97,34 @@ TEST(NativeRestartTest, OnlyEintrOfAStopBecomesRestartNoHandler) {
   EXPECT_FALSE(NativeRestartRegisters(Stopped(SYS_nanosleep, -516)).has_value());
   EXPECT_FALSE(NativeRestartRegisters(Stopped(SYS_close, -EINTR)).has_value());
   EXPECT_FALSE(NativeRestartRegisters(Stopped(kNone, -EINTR)).has_value());
+}
+
+TEST(RebuiltRestartRegistersTest, LeaveTheChoiceToTheKernel) {
+  struct Case {
+    long number;
+    int64_t stopped_with;
+    int64_t goes_on_with;
+  };
+  for (const Case& c :
+       {Case{SYS_read, -512, -512}, Case{SYS_futex, -513, -513}, Case{SYS_pause, -514, -514},
+        Case{SYS_nanosleep, -516, -514}, Case{SYS_epoll_wait, -EINTR, -514}}) {
+    const user_regs_struct stopped = Stopped(c.number, c.stopped_with);
+    const RestartPlan plan = RestartRegisters(stopped, {.same_task = false});
+    const user_regs_struct registers =
+        RebuiltRestartRegisters(plan.registers, static_cast<uint64_t>(c.number), c.stopped_with);
+    EXPECT_EQ(registers.orig_rax, static_cast<uint64_t>(c.number));
+    EXPECT_EQ(static_cast<int64_t>(registers.rax), c.goes_on_with);
+    EXPECT_EQ(registers.rip, stopped.rip);
+  }
+}
+
+TEST(RebuiltRestartRegistersTest, ACallThatIsOverStaysOver) {
+  const RestartPlan plan = RestartRegisters(Stopped(SYS_epoll_wait, -EINTR),
+                                            {.same_task = false, .unblocked_signal_pending = true});
+  const user_regs_struct registers =
+      RebuiltRestartRegisters(plan.registers, SYS_epoll_wait, -EINTR);
+  EXPECT_EQ(static_cast<int64_t>(registers.rax), -EINTR);
+  EXPECT_EQ(registers.orig_rax, kNone);
 }
 
 }  // namespace

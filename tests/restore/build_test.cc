@@ -373,6 +373,71 @@ TEST_F(BuildTest, PendingLateAndHandledSignalsArriveWithTheirValues) {
   EXPECT_EQ(report_->wrong, 0u);
 }
 
+// A handler that runs ends the wait. Were the call simply repeated, it would wait for a signal that
+// has been.
+TEST_F(BuildTest, ASignalThatCameTooLateEndsTheCallItFindsTheThreadIn) {
+  ASSERT_NO_FATAL_FAILURE(Prepare([](Report* report) {
+    report->beats[0] = 1;
+    sigset_t none;
+    ::sigemptyset(&none);
+    const int result = ::sigsuspend(&none);
+    report->wrong = result == -1 && errno == EINTR ? 0 : 1;
+    report->beats[1] = 1;
+    Beat(report, 0);
+  }));
+  ASSERT_TRUE(state_.threads(0).extra().has_interrupted_call());
+  criu::task_core_entry& task = *state_.mutable_threads(0)->mutable_core()->mutable_tc();
+  struct sigaction set = {};
+  set.sa_sigaction = Handler;
+  set.sa_flags = SA_SIGINFO;
+  struct sigaction before;
+  struct {
+    uint64_t handler, flags, restorer, mask;
+  } kernel_action;
+  ASSERT_EQ(::sigaction(SIGUSR1, &set, &before), 0);
+  ASSERT_EQ(::syscall(SYS_rt_sigaction, SIGUSR1, nullptr, &kernel_action, 8), 0);
+  ASSERT_EQ(::sigaction(SIGUSR1, &before, nullptr), 0);
+  criu::sa_entry& action = *task.mutable_sigactions(SIGUSR1 - 2);
+  action.set_sigaction(kernel_action.handler);
+  action.set_flags(kernel_action.flags);
+  action.set_restorer(kernel_action.restorer);
+  ASSERT_TRUE(Build().ok());
+  siginfo_t signal = {};
+  signal.si_signo = SIGUSR1;
+  signal.si_code = SI_QUEUE;
+  proto::LateSignal late;
+  late.set_siginfo(&signal, sizeof signal);
+  ASSERT_TRUE(built_->QueueLateSignals(std::span(&late, 1)).ok());
+  ASSERT_TRUE(Release().ok());
+  const absl::Time limit = absl::Now() + absl::Seconds(5);
+  while (report_->beats[1] == 0 && absl::Now() < limit) ::usleep(1000);
+  EXPECT_EQ(report_->signals[SIGUSR1], 1);
+  EXPECT_EQ(report_->beats[1], 1u) << "the wait goes on";
+  EXPECT_EQ(report_->wrong, 0u);
+}
+
+TEST_F(BuildTest, ASleepGoesOnWithTheTimeThatIsLeft) {
+  ASSERT_NO_FATAL_FAILURE(Prepare([](Report* report) {
+    static const struct timespec hour = {3600, 0};
+    report->beats[0] = 1;
+    const long result = ::syscall(SYS_nanosleep, &hour, nullptr);
+    // What was asked for stays what it was.
+    report->wrong = result == 0 && hour.tv_sec == 3600 && hour.tv_nsec == 0 ? 0 : 1;
+    report->beats[1] = 1;
+    Beat(report, 0);
+  }));
+  ASSERT_TRUE(state_.threads(0).extra().has_interrupted_call());
+  state_.mutable_threads(0)->mutable_extra()->mutable_interrupted_call()->set_remaining_ns(
+      300'000'000);
+  ASSERT_TRUE(Build().ok());
+  const absl::Time released = absl::Now();
+  ASSERT_TRUE(Release().ok());
+  while (report_->beats[1] == 0 && absl::Now() < released + absl::Seconds(5)) ::usleep(1000);
+  EXPECT_EQ(report_->beats[1], 1u) << "it sleeps for the whole time";
+  EXPECT_GT(absl::Now() - released, absl::Milliseconds(100));
+  EXPECT_EQ(report_->wrong, 0u);
+}
+
 TEST_F(BuildTest, AProcessParkedByADyingServerNeedsOnlyAWakeUp) {
   ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
   ASSERT_TRUE(Build().ok());

@@ -102,6 +102,11 @@ absl::Status FillThread(const kernel::Tracee& thread, const kernel::StatusFields
   core.set_mtype(criu::core_entry::X86_64);
   core.mutable_thread_info()->set_clear_tid_addr(0);
   FillRegisters(plan.registers, *core.mutable_thread_info()->mutable_gpregs());
+  if (plan.repeats_call) {
+    proto::InterruptedCall& call = *out.mutable_extra()->mutable_interrupted_call();
+    call.set_number(static_cast<int64_t>(raw.orig_rax));
+    call.set_result(static_cast<int64_t>(raw.rax));
+  }
   criu::user_x86_fpregs_entry& fpu = *core.mutable_thread_info()->mutable_fpregs();
   const auto* words = reinterpret_cast<const uint32_t*>(xstate.data());
   fpu.set_cwd(words[0] & 0xffff);
