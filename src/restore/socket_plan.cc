@@ -13,6 +13,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
+#include "src/base/unique_fd.h"
 #include "src/images/image_constants.h"
 #include "src/restore/file_plan.h"
 #include "src/restore/socket_address.h"
@@ -26,6 +27,15 @@ constexpr uint32_t kReceiveBufferLocked = 2;
 
 const criu::sk_opts_entry& OptionsOf(const criu::file_entry& file) {
   return file.has_usk() ? file.usk().opts() : file.isk().opts();
+}
+
+// What a socket of this host has that nobody set (sysctl net.ipv4.ip_default_ttl).
+uint32_t DefaultTtl() {
+  const base::UniqueFd fresh(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  int ttl = 0;
+  socklen_t size = sizeof ttl;
+  if (::getsockopt(fresh.get(), IPPROTO_IP, IP_TTL, &ttl, &size) != 0) return 0;
+  return static_cast<uint32_t>(ttl);
 }
 
 // One it was bound to. With SO_PASSCRED the kernel gives a sender a name of its own making (five
@@ -73,7 +83,7 @@ absl::Status SocketPlan::AddInet(const criu::file_entry& file) {
   if (socket.family() == AF_INET6) {
     SetOption(fd, IPPROTO_IPV6, IPV6_V6ONLY, socket.v6only() ? on : off, name);
   }
-  if (socket.ip_opts().freebind()) SetOption(fd, IPPROTO_IP, IP_FREEBIND, on, name);
+  AddIpOptions(fd, socket.ip_opts(), name);
   AddOptions(fd, socket.opts(), false, name);
   const bool bound = !closed && socket.src_port() != 0;
   // Connections the port had on this host may linger in TIME_WAIT; a listener may take it anyway.
@@ -130,6 +140,16 @@ absl::Status SocketPlan::AddUnix(const criu::file_entry& file) {
   AddExtraOptions(fd, file, name);
   files_.SetStatusFlags(fd, socket.flags() & (O_ASYNC | O_NONBLOCK), file);
   return absl::OkStatus();
+}
+
+void SocketPlan::AddIpOptions(int fd, const criu::ip_opts_entry& options, const std::string& name) {
+  if (options.freebind()) SetOption(fd, IPPROTO_IP, IP_FREEBIND, 1, name);
+  if (options.pktinfo()) SetOption(fd, IPPROTO_IP, IP_PKTINFO, 1, name);
+  if (options.tos() != 0) SetOption(fd, IPPROTO_IP, IP_TOS, static_cast<int>(options.tos()), name);
+  // A socket nobody gave one shows the host's default: set, it would no longer follow it.
+  if (options.ttl() != 0 && options.ttl() != DefaultTtl()) {
+    SetOption(fd, IPPROTO_IP, IP_TTL, static_cast<int>(options.ttl()), name);
+  }
 }
 
 void SocketPlan::BindUnix(int fd, const criu::file_entry& file) {

@@ -27,6 +27,7 @@ class SocketPlan {
   absl::Status AddInet(const criu::file_entry& file);
   absl::Status AddUnix(const criu::file_entry& file);
   absl::Status AddUnixPair(const criu::file_entry& file, const criu::file_entry* peer);
+  void AddIpOptions(int fd, const criu::ip_opts_entry& options, const std::string& name);
   void BindUnix(int fd, const criu::file_entry& file);
   void AddOptions(int fd, const criu::sk_opts_entry& options, bool is_unix,
                   const std::string& name);
