@@ -178,18 +178,24 @@ def protection_key(directory):
 
 def traced(directory):
     ours, theirs = os.pipe()
+    reaped, reap = os.pipe()
     parent = os.getpid()
     if os.fork() == 0:
         if os.fork() != 0:
             os._exit(0)
+        # Not before the parent has had its SIGCHLD: it would stop at it, and nobody resumes it.
+        os.close(reap)
+        os.read(reaped, 1)
         seized = LIBC.ptrace(0x4206, parent, None, None)
         os.write(theirs, b"y" if seized == 0 else b"n")
         os.close(theirs)
-        for descriptor in (0, 1, 2, ours):
+        for descriptor in (0, 1, 2, ours, reaped):
             os.close(descriptor)
         while True:
             time.sleep(1000)
     os.wait()
+    os.close(reaped)
+    os.close(reap)
     if os.read(ours, 1) != b"y":
         raise OSError("ptrace")
     os.close(ours)
