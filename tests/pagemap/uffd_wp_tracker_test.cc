@@ -142,8 +142,9 @@ TEST_F(UffdWpTrackerTest, ReportsOnlyWhatWasWrittenSinceTheLastScan) {
 
 constexpr uint64_t kWrittenOnce = 16384;
 
-// Writes each page once, one after the other.
+// Writes each page once, one after the other, slowly enough for many scans to fall in between.
 int64_t WriteNextPage(const MemoryActor::Arguments& a) {
+  for (int i = 0; i < 20'000; ++i) asm volatile("");
   if (a[5] < kWrittenOnce) *reinterpret_cast<volatile uint64_t*>(kBase + a[5] * kPage) = 1;
   return 0;
 }
