@@ -21,6 +21,7 @@
 #include "src/kernel/procfs_task.h"
 #include "src/kernel/restart.h"
 #include "src/kernel/setup_program_x86_64.h"
+#include "src/kernel/sleep_note.h"
 #include "src/kernel/splice.h"
 #include "src/kernel/vdso_padding.h"
 
@@ -121,6 +122,7 @@ class SetupInjector {
   const ProcessHandle& process_;
   const SetupRequest& request_;
   bool helper_wanted_ = false;
+  std::vector<MapsEntry> maps_;
   base::AddressRange padding_;
   base::RemoteAddress free_page_;
   std::optional<ProcessMemory> memory_;  // through the stopped thread
@@ -177,9 +179,9 @@ absl::Status SetupInjector::Prepare() {
     return absl::FailedPreconditionError(
         absl::StrCat("process ", process_.pid(), " is stopped by a signal"));
   }
-  PREDUMP_ASSIGN_OR_RETURN(const std::vector<MapsEntry> maps, ReadMaps(process_));
+  PREDUMP_ASSIGN_OR_RETURN(maps_, ReadMaps(process_));
   PREDUMP_ASSIGN_OR_RETURN(const ProcessMemory memory, ProcessMemory::Open(process_, O_RDONLY));
-  PREDUMP_ASSIGN_OR_RETURN(padding_, FindVdsoPadding(maps, memory));
+  PREDUMP_ASSIGN_OR_RETURN(padding_, FindVdsoPadding(maps_, memory));
   if (padding_.size().value() < SetupProgramSize()) {
     return absl::UnimplementedError(absl::StrCat("the vDSO has room for ", padding_.size().value(),
                                                  " bytes only; ", SetupProgramSize(),
@@ -187,7 +189,7 @@ absl::Status SetupInjector::Prepare() {
   }
   helper_wanted_ = request_.helper;
   if (!helper_wanted_) return absl::OkStatus();
-  const absl::StatusOr<base::RemoteAddress> page = FindRemotePage(maps);
+  const absl::StatusOr<base::RemoteAddress> page = FindRemotePage(maps_);
   if (!page.ok()) {
     result_.helper_status = page.status();
   } else if (!status.namespace_pids.empty() && status.namespace_pids.back() == 1) {
@@ -242,6 +244,7 @@ absl::StatusOr<std::vector<Candidate>> SetupInjector::ChooseThreads() {
 absl::Status SetupInjector::StopAndRun(pid_t tid) {
   PREDUMP_ASSIGN_OR_RETURN(memory_, ProcessMemory::OpenThread(tid, O_RDWR));
   CpuFollower follower(process_, tid);
+  const std::optional<SleepNote> note = SleepNote::Take(process_, tid);
   PREDUMP_ASSIGN_OR_RETURN(Tracee thread, Tracee::Seize(tid, kSyscallStops | PTRACE_O_TRACECLONE));
   const base::Stopwatch stopwatch;
   PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
@@ -251,7 +254,10 @@ absl::Status SetupInjector::StopAndRun(pid_t tid) {
     return absl::FailedPreconditionError(
         absl::StrCat("process ", process_.pid(), " is stopped by a signal"));
   }
-  PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct stopped, thread.GetRegisters());
+  PREDUMP_ASSIGN_OR_RETURN(user_regs_struct stopped, thread.GetRegisters());
+  if (const auto slept = note.has_value() ? note->Slept(process_, tid) : std::nullopt) {
+    ShortenRepeatedCall(*memory_, maps_, *slept, stopped);
+  }
   PREDUMP_RETURN_IF_ERROR(EnterProgram(thread, stopped));
   // From here on a detached thread finishes the program by itself: returning is always safe.
   PREDUMP_RETURN_IF_ERROR(DriveProgram(thread));

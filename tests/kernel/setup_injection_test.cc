@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/rseq.h>
 #include <sys/socket.h>
@@ -16,6 +18,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/userfaultfd.h"
 #include "src/kernel/vdso_padding.h"
@@ -158,6 +161,56 @@ TEST(SetupInjectionTest, WaitsForAProcessWhoseOnlyThreadIsAVforkParent) {
   const long steps = progress->steps;
   EXPECT_TRUE(Eventually([&] { return progress->steps > steps; }));
   EXPECT_EQ(progress->wrong, 0);
+}
+
+TEST(SetupInjectionTest, RelativeTimeoutsGoOnWithTheTimeThatIsLeft) {
+  struct Case {
+    const char* name;
+    void (*wait)();
+  };
+  const Case cases[] = {
+      {"epoll_wait",
+       [] {
+         struct epoll_event event;
+         ::epoll_wait(::epoll_create1(0), &event, 1, 600);
+       }},
+      {"epoll_pwait2",
+       [] {
+         static const struct timespec timeout = {0, 600'000'000};
+         struct epoll_event event;
+         ::syscall(SYS_epoll_pwait2, ::epoll_create1(0), &event, 1, &timeout, nullptr, 8);
+       }},
+      {"rt_sigtimedwait",
+       [] {
+         static const struct timespec timeout = {0, 600'000'000};
+         sigset_t set;
+         ::sigemptyset(&set);
+         ::sigaddset(&set, SIGUSR2);
+         ::sigprocmask(SIG_BLOCK, &set, nullptr);
+         ::sigtimedwait(&set, nullptr, &timeout);
+       }},
+  };
+  for (const Case& c : cases) {
+    SharedValue<Progress> progress;
+    ChildProcess child([&] {
+      const base::Stopwatch watch;
+      progress->answer = 1;
+      c.wait();
+      progress->steps = absl::ToInt64Milliseconds(watch.Elapsed());
+      for (;;) ::pause();
+    });
+    ASSERT_TRUE(Eventually([&] { return progress->answer == 1; }));
+    const auto process = ProcessHandle::Open(child.pid());
+    for (int i = 0; i < 3; ++i) {
+      SleepMs(150);
+      const auto setup = InjectSetup(*process, {.helper = false});
+      ASSERT_TRUE(setup.ok()) << setup.status();
+    }
+    ASSERT_TRUE(Eventually([&] { return progress->steps != 0; }));
+    // Never early, and not begun anew (which would make it 1050).
+    EXPECT_GE(progress->steps, 599) << c.name;
+    EXPECT_LT(progress->steps, 850) << c.name;
+  }
 }
 
 TEST(SetupInjectionTest, VforkParentThatNeverComesBackIsGivenUpAfterTheTimeout) {

@@ -1,0 +1,130 @@
+#include "src/kernel/sleep_note.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <span>
+#include <string>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
+#include "src/base/units.h"
+#include "src/kernel/procfs_task.h"
+#include "src/kernel/restart.h"
+
+namespace predump::kernel {
+namespace {
+
+struct SchedFields {
+  int64_t exec_start_ns = 0;  // when it last ran, or was last accounted for, in its CPU's clock
+  uint64_t voluntary_switches = 0;
+};
+
+// The value of "name   :   value".
+std::optional<absl::string_view> FieldOf(absl::string_view text, absl::string_view name) {
+  const size_t at = text.find(absl::StrCat("\n", name, " "));
+  if (at == absl::string_view::npos) return std::nullopt;
+  text.remove_prefix(at + 1);
+  text = text.substr(0, text.find('\n'));
+  const size_t colon = text.find(':');
+  if (colon == absl::string_view::npos) return std::nullopt;
+  return absl::StripAsciiWhitespace(text.substr(colon + 1));
+}
+
+std::optional<SchedFields> ParseSched(absl::string_view text) {
+  const auto start = FieldOf(text, "se.exec_start");
+  const auto switches = FieldOf(text, "nr_voluntary_switches");
+  if (!start.has_value() || !switches.has_value()) return std::nullopt;
+  // "milliseconds.nanoseconds", six digits.
+  const size_t point = start->find('.');
+  int64_t milliseconds = 0;
+  int64_t nanoseconds = 0;
+  SchedFields fields;
+  if (point == absl::string_view::npos || start->size() - point != 7 ||
+      !absl::SimpleAtoi(start->substr(0, point), &milliseconds) ||
+      !absl::SimpleAtoi(start->substr(point + 1), &nanoseconds) ||
+      !absl::SimpleAtoi(*switches, &fields.voluntary_switches)) {
+    return std::nullopt;
+  }
+  fields.exec_start_ns = milliseconds * 1'000'000 + nanoseconds;
+  return fields;
+}
+
+std::optional<SchedFields> ReadSched(const ProcessHandle& process, pid_t tid) {
+  const auto text = ReadThreadFile(process, tid, "sched");
+  return text.ok() ? ParseSched(*text) : std::nullopt;
+}
+
+// What to add to a time of this CPU's scheduler clock to have CLOCK_MONOTONIC.
+std::optional<int64_t> ClockOffset() {
+  const auto self = ProcessHandle::Open(::getpid());
+  if (!self.ok()) return std::nullopt;
+  // Makes the scheduler account for this thread up to now.
+  struct timespec unused;
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &unused);
+  const int64_t now = base::MonotonicNanoseconds();
+  const auto own = ReadSched(*self, static_cast<pid_t>(::syscall(SYS_gettid)));
+  if (!own.has_value()) return std::nullopt;
+  return now - own->exec_start_ns;
+}
+
+}  // namespace
+
+std::optional<SleepNote> SleepNote::Take(const ProcessHandle& process, pid_t tid) {
+  const auto offset = ClockOffset();
+  const auto sched = ReadSched(process, tid);
+  if (!offset.has_value() || !sched.has_value()) return std::nullopt;
+  SleepNote note;
+  note.since_ns_ = sched->exec_start_ns + *offset;
+  note.switches_ = sched->voluntary_switches;
+  return note;
+}
+
+std::optional<absl::Duration> SleepNote::Slept(const ProcessHandle& process, pid_t tid) const {
+  const auto sched = ReadSched(process, tid);
+  // Stopping is one more switch; any other is that of another sleep.
+  if (!sched.has_value() || sched->voluntary_switches != switches_ + 1) return std::nullopt;
+  return absl::Nanoseconds(std::max<int64_t>(0, base::MonotonicNanoseconds() - since_ns_));
+}
+
+void ShortenRepeatedCall(const ProcessMemory& memory, const std::vector<MapsEntry>& maps,
+                         absl::Duration slept, user_regs_struct& r) {
+  if (static_cast<int64_t>(r.rax) != -EINTR || !ReturnsEintrAfterStop(r.orig_rax)) return;
+  if (r.orig_rax == SYS_epoll_wait || r.orig_rax == SYS_epoll_pwait) {
+    const int32_t timeout_ms = static_cast<int32_t>(r.r10);
+    if (timeout_ms <= 0) return;
+    const absl::Duration left = absl::Milliseconds(timeout_ms) - slept;
+    r.r10 = static_cast<uint64_t>(
+        std::max<int64_t>(0, absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1)))));
+    return;
+  }
+  unsigned long long* argument = RelativeTimespecArgument(r.orig_rax, r);
+  if (argument == nullptr) return;
+  constexpr uint64_t kRedZone = 128;
+  const uint64_t scratch = (r.rsp - kRedZone - sizeof(struct timespec)) & ~uint64_t{15};
+  const bool has_room = std::any_of(maps.begin(), maps.end(), [&](const MapsEntry& entry) {
+    return (entry.prot & PROT_WRITE) != 0 && !entry.shared &&
+           entry.range.start().value() <= scratch && r.rsp <= entry.range.end().value();
+  });
+  struct timespec time;
+  if (!has_room ||
+      !memory
+           .ReadExactly(base::RemoteAddress(*argument), std::as_writable_bytes(std::span(&time, 1)))
+           .ok()) {
+    return;
+  }
+  const absl::Duration left =
+      std::max(absl::DurationFromTimespec(time) - slept, absl::ZeroDuration());
+  time = absl::ToTimespec(left);
+  if (memory.Write(base::RemoteAddress(scratch), std::as_bytes(std::span(&time, 1))).ok()) {
+    *argument = scratch;
+  }
+}
+
+}  // namespace predump::kernel
