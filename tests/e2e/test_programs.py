@@ -36,7 +36,8 @@ class Programs(harness.E2eTest):
 
         with open(packed, "wb") as output, open(plain, "rb") as given:
             gzip = self.lab.source.popen(["gzip", "-c"], stdin=given, stdout=output,
-                                         start_new_session=True, cwd=directory)
+                                         stderr=subprocess.DEVNULL, start_new_session=True,
+                                         cwd=directory)
         self.lab.adopt(gzip)
         pid, host, pidfd = gzip.pid, self.lab.source, os.pidfd_open(gzip.pid)
         for part in (1, 2, 3):
