@@ -48,7 +48,7 @@ class Servers(harness.E2eTest):
 
     def test_what_it_resumed_outlives_a_killed_server(self):
         server = self.lab.server()
-        workload = self.lab.workload("threads")
+        workload = self.lab.workload("threads", "--late-ms", "1000")
         self.move(workload, server, "--verify")
         for pid in [*server.sessions(), server.process.pid]:
             harness.end_process(pid)
