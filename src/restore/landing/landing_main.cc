@@ -45,6 +45,9 @@ struct MessageHeader {
 constexpr int kMsgWaitAll = 0x100;
 constexpr int kMsgNoSignal = 0x4000;
 constexpr uint32_t kMaxVectors = 1024;  // UIO_MAXIOV
+// A kernel without preemption lets nobody else run until a call is over, and each new page costs
+// up to some microseconds: what is received at once keeps others waiting well below a millisecond.
+constexpr uint64_t kReceiveAtOnceBytes = 128 << 10;
 constexpr int kEintr = 4;
 constexpr int kEnomem = 12;
 constexpr int kEfault = 14;
@@ -287,15 +290,37 @@ class LandingProgram {
     ReceiveVectors(count);
   }
 
+  struct Portion {
+    uint32_t vectors;
+    uint64_t held_back;  // bytes taken off the last of them for the moment
+  };
+
+  // Vectors from `first` on for one call, cut to kReceiveAtOnceBytes.
+  static Portion TakePortion(uint32_t first, uint32_t count) {
+    Portion portion = {0, 0};
+    uint64_t bytes = 0;
+    while (first + portion.vectors < count && portion.vectors < kMaxVectors &&
+           bytes < kReceiveAtOnceBytes) {
+      bytes += g_buffers.vectors[first + portion.vectors++].bytes;
+    }
+    if (bytes > kReceiveAtOnceBytes) {
+      portion.held_back = bytes - kReceiveAtOnceBytes;
+      g_buffers.vectors[first + portion.vectors - 1].bytes -= portion.held_back;
+    }
+    return portion;
+  }
+
   void ReceiveVectors(uint32_t count) {
     uint32_t first = 0;
-    bool opened = false;  // the current vector was made writable already
+    bool opened = false;  // what comes next was made writable already
     while (first < count) {
-      const uint32_t many = count - first < kMaxVectors ? count - first : kMaxVectors;
+      const Portion portion = TakePortion(first, count);
+      const uint32_t many = portion.vectors;
       MessageHeader message = {};
       message.vectors = &g_buffers.vectors[first];
       message.vector_count = many;
       int64_t got = Call(__NR_recvmsg, Socket(), AddressOf(&message), kMsgWaitAll);
+      g_buffers.vectors[first + many - 1].bytes += portion.held_back;
       if (got == -kEintr) continue;
       IoVector& current = g_buffers.vectors[first];
       if (got == -kEfault && !opened) {
@@ -310,6 +335,7 @@ class LandingProgram {
         GiveUp(LandingFault::kReceive, static_cast<int>(-got), AddressOf(current.base));
       }
       if (got == 0) GiveUp(LandingFault::kEndOfStream, 0, 0);
+      opened = false;
       while (got > 0) {
         IoVector& vector = g_buffers.vectors[first];
         if (static_cast<uint64_t>(got) < vector.bytes) {
@@ -319,7 +345,6 @@ class LandingProgram {
         }
         got -= static_cast<int64_t>(vector.bytes);
         ++first;
-        opened = false;
       }
     }
   }
