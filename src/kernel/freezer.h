@@ -84,6 +84,7 @@ class FrozenProcess {
   // Runs one thread until it is about to receive `signal_number`, drops that and stops it again.
   absl::Status SwallowSignal(Tracee& thread, int signal_number);
   absl::Status DetachAll();
+  void SetPolicy(int policy) const;  // SCHED_*, of all threads
 
   const ProcessHandle* process_;
   std::vector<Tracee> threads_;
