@@ -72,9 +72,9 @@ class Handover {
         final_round_(final_round) {}
 
   absl::StatusOr<HandoverResult> Run() {
-    const kernel::CpuFollower follower(engine_.process);
     PREDUMP_RETURN_IF_ERROR(engine_.capturer.NoteSleepers());
     clock_.emplace(engine_.report);
+    engine_.report.frozen_at = absl::Now();
     PREDUMP_ASSIGN_OR_RETURN(
         kernel::FrozenProcess frozen,
         kernel::FrozenProcess::Freeze(engine_.process, engine_.options.freeze_timeout));

@@ -56,6 +56,9 @@ absl::string_view StatusName(MigrationStatus status) {
 std::string MigrationReport::ToJson() const {
   nlohmann::ordered_json json = {{"status", std::string(StatusName(status))}, {"message", message}};
   if (downtime.has_value()) json["downtime-ms"] = Milliseconds(*downtime);
+  if (frozen_at.has_value()) {
+    json["frozen-at"] = absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", *frozen_at, absl::UTCTimeZone());
+  }
   json["setup-stop-ms"] = Milliseconds(setup_stop);
   json["total-time-ms"] = Milliseconds(total_time);
   json["tracker"] = tracker;

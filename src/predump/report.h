@@ -53,6 +53,7 @@ struct MigrationReport {
   std::string source;
   std::string source_reason;
   std::optional<absl::Duration> downtime;
+  std::optional<absl::Time> frozen_at;  // when the freeze was asked for
   absl::Duration setup_stop;
   absl::Duration total_time;
   base::ByteCount transferred;

@@ -10,6 +10,7 @@ files at the target under the same names (both hosts would have them from a shar
 file system).
 """
 import ctypes
+import datetime
 import json
 import mmap
 import os
@@ -314,6 +315,13 @@ class Engine:
         return result
 
 
+def wall_clock_ns(text):
+    """Nanoseconds of CLOCK_REALTIME of a time as the JSON object has it."""
+    moment = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ")
+    epoch = datetime.datetime(1970, 1, 1)
+    return (moment - epoch) // datetime.timedelta(microseconds=1) * 1000
+
+
 class Report:
     """The page a workload reports through (tests/workloads/report.h), mapped."""
 
@@ -321,7 +329,8 @@ class Report:
     OFFSETS = {"pid": 16, "progress": 24, "errors": 32, "eintr": 40, "longest_gap_ns": 48,
                "longest_gap_reset_ns": 56, "gap_reset_request": 64, "gap_reset_done": 72,
                "restarts": 80, "finished": 88, "exit_code": 96, "stray_signals": 112,
-               "counter_count": 672}
+               "counter_count": 672, "gap_count": 680}
+    NOTABLE_GAPS, NOTABLE_GAP_SLOTS = 3264, 16
 
     def __init__(self, path, seconds=20, while_alive=None):
         self.path = path
@@ -380,6 +389,14 @@ class Report:
     def longest_gap_ms(self):
         """Since the last reset."""
         return self.longest_gap_reset_ns / 1e6
+
+    def gap_at(self, moment_ns):
+        """Milliseconds of the notable gap in which that moment of CLOCK_REALTIME lies."""
+        for slot in range(self.NOTABLE_GAP_SLOTS):
+            end, length = struct.unpack_from("<QQ", self._page, self.NOTABLE_GAPS + 16 * slot)
+            if end - length <= moment_ns <= end:
+                return length / 1e6
+        raise HarnessError(f"no notable gap in {self.path} around {moment_ns}")
 
     def trouble(self):
         """What the workload has seen go wrong; empty while all is well."""

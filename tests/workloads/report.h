@@ -16,13 +16,20 @@ using Counter = std::atomic<uint64_t>;
 static_assert(Counter::is_always_lock_free, "a counter in a file must not need a lock");
 
 inline constexpr uint64_t kReportMagic = 0x54524f50'45524450;  // "PDREPORT"
-inline constexpr uint32_t kReportVersion = 1;
+inline constexpr uint32_t kReportVersion = 2;
 inline constexpr size_t kReportBytes = 4096;
+inline constexpr uint64_t kNotableGapNs = 1'000'000;
 
 // A counter of the workload's own, by name (zero terminated).
 struct NamedCounter {
   char name[32];
   Counter value;
+};
+
+// A gap between two heartbeats of one thread of at least kNotableGapNs.
+struct NotableGap {
+  Counter end_ns;  // CLOCK_REALTIME, to be compared with what others saw
+  Counter length_ns;
 };
 
 struct Report {
@@ -47,8 +54,11 @@ struct Report {
   char first_error[256];
   char name[32];
   Counter counter_count;  // of `counters`, those below it have their names
-  uint64_t reserved_too[3];
-  NamedCounter counters[72];
+  Counter gap_count;       // of notable gaps ever; number n is in notable_gaps[n % 16]
+  uint64_t reserved_too[2];
+  NamedCounter counters[64];
+  NotableGap notable_gaps[16];
+  uint64_t reserved_last[8];
   // One word per heartbeat, equal to a count in the process's private memory. A process brought
   // back from older memory disagrees with it.
   Counter witnesses[64];
@@ -56,7 +66,9 @@ struct Report {
 static_assert(sizeof(Report) == kReportBytes);
 static_assert(offsetof(Report, last_error) == 128);
 static_assert(offsetof(Report, name) == 640);
+static_assert(offsetof(Report, gap_count) == 680);
 static_assert(offsetof(Report, counters) == 704);
+static_assert(offsetof(Report, notable_gaps) == 3264);
 
 }  // namespace predump::workloads
 

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <iterator>
 #include <mutex>
 
 namespace predump::workloads {
@@ -246,8 +247,16 @@ void Heartbeat::Beat() {
       report.gap_reset_done = reset;
     }
   } else if (last_ns_ != 0 && now > last_ns_) {
-    RaiseTo(report.longest_gap_ns, static_cast<uint64_t>(now - last_ns_));
-    RaiseTo(report.longest_gap_reset_ns, static_cast<uint64_t>(now - last_ns_));
+    const uint64_t gap = static_cast<uint64_t>(now - last_ns_);
+    RaiseTo(report.longest_gap_ns, gap);
+    RaiseTo(report.longest_gap_reset_ns, gap);
+    if (gap >= kNotableGapNs) {
+      timespec wall;
+      clock_gettime(CLOCK_REALTIME, &wall);
+      NotableGap& note = report.notable_gaps[report.gap_count++ % std::size(report.notable_gaps)];
+      note.length_ns = gap;
+      note.end_ns = static_cast<uint64_t>(wall.tv_sec * kNsPerSecond + wall.tv_nsec);
+    }
   }
   last_ns_ = now;
 
