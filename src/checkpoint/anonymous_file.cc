@@ -2,11 +2,13 @@
 
 #include <linux/kcmp.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cinttypes>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -14,10 +16,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
+#include "src/kernel/procfs.h"
 
 namespace predump::checkpoint {
 namespace {
+
+constexpr uint64_t kNanosecondsPerSecond = 1'000'000'000;
 
 absl::Status Unreadable(const Descriptor& descriptor, absl::string_view what) {
   return absl::DataLossError(
@@ -71,9 +77,13 @@ absl::StatusOr<uint32_t> AddSignalFd(FileContext& context, const Descriptor& des
   return context.files.builder().AddFile(std::move(entry));
 }
 
-absl::StatusOr<uint32_t> AddTimerFd(FileContext& context, const Descriptor& descriptor) {
-  criu::file_entry entry;
-  auto& body = StartEntry(entry, criu::TIMERFD, entry.mutable_tfd(), descriptor);
+// An expiry that falls due while fdinfo is being read shows neither as time left nor as a tick; a
+// moment later it is a tick.
+bool MayHaveJustExpired(const criu::timerfd_entry& timer) {
+  return timer.vsec() == 0 && timer.vnsec() == 0 && timer.ticks() == 0;
+}
+
+absl::Status FillTimer(const Descriptor& descriptor, criu::timerfd_entry& body) {
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t clock, Number(descriptor, "clockid", 10));
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t ticks, Number(descriptor, "ticks", 10));
   // "settime flags: 01": FdInfo takes the first word for the key.
@@ -94,7 +104,34 @@ absl::StatusOr<uint32_t> AddTimerFd(FileContext& context, const Descriptor& desc
   PREDUMP_RETURN_IF_ERROR(TimePair(descriptor, "it_interval", &seconds, &nanoseconds));
   body.set_isec(seconds);
   body.set_insec(nanoseconds);
-  return context.files.builder().AddFile(std::move(entry));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint32_t> AddTimerFd(FileContext& context, const Descriptor& descriptor) {
+  criu::file_entry entry;
+  auto& body = StartEntry(entry, criu::TIMERFD, entry.mutable_tfd(), descriptor);
+  PREDUMP_RETURN_IF_ERROR(FillTimer(descriptor, body));
+  int64_t read_ns = descriptor.info_read_ns;
+  if (context.frozen && MayHaveJustExpired(body)) {
+    Descriptor again;
+    again.fd = descriptor.fd;
+    PREDUMP_ASSIGN_OR_RETURN(again.info, kernel::ReadFdInfo(context.process, descriptor.fd));
+    read_ns = base::MonotonicNanoseconds();
+    PREDUMP_RETURN_IF_ERROR(FillTimer(again, body));
+  }
+  std::optional<int64_t> date_base;
+  if (context.frozen && (body.vsec() != 0 || body.vnsec() != 0)) {
+    const uint64_t left =
+        body.vnsec() + static_cast<uint64_t>(context.instant.NanosecondsUntil(read_ns));
+    body.set_vsec(body.vsec() + left / kNanosecondsPerSecond);
+    body.set_vnsec(left % kNanosecondsPerSecond);
+    if ((body.settime_flags() & TFD_TIMER_ABSTIME) != 0) {
+      date_base = context.instant.ProcessClock(static_cast<clockid_t>(body.clockid()));
+    }
+  }
+  const uint32_t id = context.files.builder().AddFile(std::move(entry));
+  if (date_base.has_value()) context.files.builder().Extra(id).set_timerfd_clock_ns(*date_base);
+  return id;
 }
 
 absl::StatusOr<uint32_t> AddEpoll(FileContext& context, const Descriptor& descriptor) {

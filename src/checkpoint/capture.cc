@@ -93,11 +93,31 @@ struct Capturer::Impl {
   LastingFacts facts;
   IdentityCache identities;
   FlagMemory flags;
-  absl::flat_hash_map<pid_t, uint64_t> asleep_since;  // by tid of our namespace, CLOCK_MONOTONIC
+  struct Sleep {
+    uint64_t since;  // the host's CLOCK_MONOTONIC
+    uint64_t switches;
+  };
+  absl::flat_hash_map<pid_t, Sleep> sleeps;  // by tid of our namespace; with BPF only
   PendingSignals pending;
   bool alarm_armed = false;
   dev_t controlling_terminal = 0;
 
+  // The first reading of a frozen process.
+  CaptureInstant InstantOf(const kernel::TaskSnapshot& snapshot) const {
+    return CaptureInstant(static_cast<int64_t>(snapshot.process.monotonic_now),
+                          facts.our_clock_offsets, facts.clock_offsets);
+  }
+  // Of a stopped thread, if NoteSleepers saw the sleep that the stop ended.
+  std::optional<uint64_t> AsleepSince(const kernel::ThreadRecord& stopped) const {
+    if (plain.has_value()) {
+      return plain->AsleepSince(stopped.tid.observer, stopped.voluntary_switches);
+    }
+    const auto noted = sleeps.find(stopped.tid.observer);
+    // Being stopped is one more switch; any other is that of another sleep.
+    const bool same =
+        noted != sleeps.end() && stopped.voluntary_switches == noted->second.switches + 1;
+    return same ? std::optional(noted->second.since) : std::nullopt;
+  }
   // Through BPF, or else without.
   absl::StatusOr<kernel::TaskSnapshot> ReadRunning();
   absl::StatusOr<kernel::TaskSnapshot> ReadFrozen(kernel::FrozenProcess& frozen);
@@ -150,7 +170,8 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
   RefuseKernelState(snapshot, blockers);
   PREDUMP_RETURN_IF_ERROR(RefuseRelations(*process, snapshot, blockers, children));
   PREDUMP_ASSIGN_OR_RETURN(const kernel::StatusFields status, kernel::ReadStatus(*process));
-  FillIdentity(facts, status, snapshot, options.tcp_close, state);
+  const CaptureInstant instant = InstantOf(snapshot);
+  FillIdentity(instant, status, snapshot, options.tcp_close, state);
   PREDUMP_RETURN_IF_ERROR(FillThreads(snapshot, state));
   PREDUMP_RETURN_IF_ERROR(FillMemoryAddresses(*process, snapshot.process, state));
   FileRegistry files(state, identities);
@@ -159,6 +180,7 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
                       .options = options,
                       .diag = diag.has_value() ? &*diag : nullptr,
                       .diag_status = diag_status,
+                      .instant = instant,
                       .frozen = frozen,
                       .controlling_terminal = controlling_terminal,
                       .files = files,
@@ -175,11 +197,12 @@ absl::Status Capturer::Impl::FillTimersAndSignals(kernel::FrozenProcess& frozen,
                                                   kernel::TaskSnapshot snapshot,
                                                   criu::task_core_entry& task) {
   kernel::Tracee& leader = frozen.threads().front();
+  const CaptureInstant instant = InstantOf(snapshot);
   while (true) {
     const uint64_t deadline = snapshot.process.real_timer_expires;
     const bool armed = snapshot.process.real_timer_armed != 0;
     task.clear_timers();
-    FillTimers(snapshot.process, *task.mutable_timers());
+    FillTimers(snapshot.process, instant, *task.mutable_timers());
     task.clear_signals_s();
     task.mutable_signals_s();
     PREDUMP_ASSIGN_OR_RETURN(const auto signals,
@@ -199,6 +222,7 @@ absl::Status Capturer::Impl::FillStopped(kernel::FrozenProcess& frozen,
                                          proto::ProcessState& state, BlockerList& blockers) {
   absl::flat_hash_map<pid_t, const kernel::Tracee*> tracees;
   for (const kernel::Tracee& tracee : frozen.threads()) tracees.emplace(tracee.tid(), &tracee);
+  const CaptureInstant instant = InstantOf(snapshot);
   for (size_t i = 0; i < snapshot.threads.size(); ++i) {
     const kernel::ThreadRecord& record = snapshot.threads[i];
     const auto tracee = tracees.find(record.tid.observer);
@@ -207,12 +231,9 @@ absl::Status Capturer::Impl::FillStopped(kernel::FrozenProcess& frozen,
           absl::StrCat("thread ", record.tid.own, " is not among the frozen ones"));
     }
     CallContext context{.record = &record,
-                        .monotonic_now_ns = snapshot.process.monotonic_now,
-                        .asleep_since_ns = std::nullopt,
+                        .instant = &instant,
+                        .asleep_since_ns = AsleepSince(record),
                         .unblocked_signal_pending = HasUnblockedSignal(snapshot.process, record)};
-    if (const auto noted = asleep_since.find(record.tid.observer); noted != asleep_since.end()) {
-      context.asleep_since_ns = noted->second;
-    }
     PREDUMP_RETURN_IF_ERROR(FillThreadExecution(
         *process, *tracee->second, context, *state.mutable_threads(static_cast<int>(i)), blockers));
   }
@@ -291,24 +312,21 @@ absl::StatusOr<checkpoint::Survey> Capturer::Survey(const pagemap::VmaList& vmas
   return survey;
 }
 
+void Capturer::RememberSetup(const kernel::SetupResult& setup) {
+  if (impl_->plain.has_value()) impl_->plain->RememberSetup(setup);
+}
+
 absl::Status Capturer::NoteSleepers() {
-  impl_->asleep_since.clear();
-  if (impl_->plain.has_value()) {
-    PREDUMP_RETURN_IF_ERROR(impl_->plain->NoteSleepers());
-    for (const auto& [tid, note] : impl_->plain->late_notes()) {
-      if (note.since_ns.has_value()) {
-        impl_->asleep_since[tid] = static_cast<uint64_t>(*note.since_ns);
-      }
-    }
-    return absl::OkStatus();
-  }
+  if (impl_->plain.has_value()) return impl_->plain->NoteSleepers();
+  impl_->sleeps.clear();
   PREDUMP_ASSIGN_OR_RETURN(const auto snapshot, impl_->tasks->Read());
   constexpr uint32_t kInterruptible = 1;  // TASK_INTERRUPTIBLE
   for (const kernel::ThreadRecord& thread : snapshot.threads) {
     if ((thread.state & kInterruptible) == 0) continue;
     const auto slept = kernel::OffCpuNanoseconds(thread);
     if (!slept.has_value()) continue;
-    impl_->asleep_since[thread.tid.observer] = snapshot.process.monotonic_now - *slept;
+    impl_->sleeps[thread.tid.observer] = {snapshot.process.monotonic_now - *slept,
+                                          thread.voluntary_switches};
   }
   return absl::OkStatus();
 }

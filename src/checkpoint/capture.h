@@ -2,6 +2,7 @@
 //
 //   Create   before anything is stopped: loads what costs milliseconds
 //   Survey   while the process runs: what would be captured now, and what keeps it from moving
+//   RememberSetup  after the setup stop, if there is one
 //   NoteSleepers   right before the freeze
 //   Capture  frozen; nothing in the process changes, and nothing is injected but without BPF
 //   SignalsSince   frozen, just before Commit
@@ -23,6 +24,7 @@
 #include "proto/state.pb.h"
 #include "src/kernel/freezer.h"
 #include "src/kernel/process.h"
+#include "src/kernel/setup_injection.h"
 #include "src/pagemap/vma.h"
 
 namespace predump::checkpoint {
@@ -57,6 +59,10 @@ class Capturer {
   // `vmas` with VmFlags. What changes while it is read is reported as it was at one of the moments.
   // Errors: TargetExited.
   absl::StatusOr<checkpoint::Survey> Survey(const pagemap::VmaList& vmas);
+
+  // Where there is no BPF: what the setup knows about the call it broke off, which afterwards does
+  // not even tell its name.
+  void RememberSetup(const kernel::SetupResult& setup);
 
   // Notes since when threads sleep: once stopped, a thread no longer tells, and the relative
   // timeouts of epoll_wait(2) and its like would begin anew. Microseconds; call it last before

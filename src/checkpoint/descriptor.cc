@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
 
 namespace predump::checkpoint {
@@ -30,6 +31,7 @@ absl::StatusOr<Descriptor> ReadOne(const kernel::ProcessHandle& process, int fd)
   descriptor.fd = fd;
   PREDUMP_ASSIGN_OR_RETURN(descriptor.link, kernel::ReadProcLink(process, absl::StrCat("fd/", fd)));
   PREDUMP_ASSIGN_OR_RETURN(descriptor.info, kernel::ReadFdInfo(process, fd));
+  descriptor.info_read_ns = base::MonotonicNanoseconds();
   PREDUMP_ASSIGN_OR_RETURN(descriptor.duplicate, process.GetDescriptor(fd));
   if (::fstat(descriptor.duplicate.get(), &descriptor.stat) != 0) {
     return base::ErrnoError(errno, "fstat of ", descriptor.name());

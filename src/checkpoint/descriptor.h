@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct Descriptor {
   int fd = -1;
   std::string link;  // of /proc/PID/fd: "/path", "pipe:[1]", "socket:[2]", "anon_inode:[eventfd]"
   kernel::FdInfo info;
+  int64_t info_read_ns = 0;  // CLOCK_MONOTONIC right after
   // Our own descriptor of the same open file. Held only as long as this object: while it lives, a
   // peer would not see the process close the file.
   base::UniqueFd duplicate;

@@ -12,6 +12,7 @@
 #include "proto/state.pb.h"
 #include "src/checkpoint/blocker_list.h"
 #include "src/checkpoint/capture.h"
+#include "src/checkpoint/capture_instant.h"
 #include "src/checkpoint/descriptor.h"
 #include "src/checkpoint/file_registry.h"
 #include "src/checkpoint/socket_diag.h"
@@ -24,6 +25,7 @@ struct FileContext {
   const CaptureOptions& options;
   const SocketDiag* diag;  // null: `diag_status` says why
   absl::Status diag_status;
+  const CaptureInstant& instant;
   bool frozen;                 // contents of pipes and queues are read only then
   dev_t controlling_terminal;  // 0: none
   FileRegistry& files;

@@ -2,18 +2,15 @@
 
 #include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <span>
 
-#include "src/base/clock.h"
 #include "src/base/units.h"
 #include "src/kernel/bpf/task_capture.h"
 #include "src/kernel/process_memory.h"
 #include "src/kernel/restart.h"
-#include "src/kernel/time_offsets.h"
 
 namespace predump::checkpoint {
 namespace {
@@ -23,24 +20,6 @@ constexpr int64_t kErestartRestartblock = 516;
 
 bool IsRestart(int64_t result) {
   return result == -512 || result == -513 || result == -514 || result == -kErestartRestartblock;
-}
-
-// The clock now, as the kernel counts it outside any time namespace. Nothing for CPU clocks.
-std::optional<int64_t> HostClock(clockid_t clock, const CallContext& context) {
-  switch (clock) {
-    case CLOCK_MONOTONIC:
-      return static_cast<int64_t>(context.monotonic_now_ns);
-    case CLOCK_REALTIME:
-    case CLOCK_TAI:
-      return base::ClockNanoseconds(clock);
-    case CLOCK_BOOTTIME: {
-      const auto offsets = kernel::ReadTimeOffsets(::getpid());
-      if (!offsets.ok()) return std::nullopt;
-      return base::ClockNanoseconds(clock) - offsets->boottime_ns;
-    }
-    default:
-      return std::nullopt;
-  }
 }
 
 std::optional<absl::Duration> TimespecAt(const kernel::ProcessHandle& process, uint64_t address) {
@@ -114,10 +93,10 @@ std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process
   if (result == -kErestartRestartblock) {
     const auto deadline = kernel::RestartDeadlineOf(context.record->restart);
     if (!deadline.has_value()) return std::nullopt;
-    const auto now = HostClock(deadline->clock, context);
-    if (!now.has_value()) return std::nullopt;
+    const auto then = context.instant->HostClock(deadline->clock);
+    if (!then.has_value()) return std::nullopt;
     return absl::Nanoseconds(
-        std::max<int64_t>(0, static_cast<int64_t>(deadline->expires_ns) - *now));
+        std::max<int64_t>(0, static_cast<int64_t>(deadline->expires_ns) - *then));
   }
   // The freeze has turned the EINTR of the stop into ERESTARTNOHAND.
   if ((result != -EINTR && result != -kErestartNoHand) ||
@@ -127,9 +106,9 @@ std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process
   const auto timeout = RelativeTimeout(process, stopped);
   if (!timeout.has_value()) return std::nullopt;
   if (!context.asleep_since_ns.has_value()) return *timeout;
-  const absl::Duration slept =
-      absl::Nanoseconds(std::max<int64_t>(0, static_cast<int64_t>(context.monotonic_now_ns) -
-                                                 static_cast<int64_t>(*context.asleep_since_ns)));
+  const int64_t then = *context.instant->HostClock(CLOCK_MONOTONIC);
+  const absl::Duration slept = absl::Nanoseconds(
+      std::max<int64_t>(0, then - static_cast<int64_t>(*context.asleep_since_ns)));
   return std::max(absl::ZeroDuration(), *timeout - slept);
 }
 

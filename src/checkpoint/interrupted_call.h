@@ -10,6 +10,7 @@
 
 #include "absl/time/time.h"
 #include "proto/state.pb.h"
+#include "src/checkpoint/capture_instant.h"
 #include "src/kernel/bpf/records.h"
 #include "src/kernel/process.h"
 
@@ -18,7 +19,7 @@ namespace predump::checkpoint {
 // What is known about the call besides the registers.
 struct CallContext {
   const kernel::ThreadRecord* record = nullptr;
-  uint64_t monotonic_now_ns = 0;  // host's CLOCK_MONOTONIC when the record was made
+  const CaptureInstant* instant = nullptr;
   // Host's CLOCK_MONOTONIC when the thread fell asleep; nullopt where nobody looked in time.
   std::optional<uint64_t> asleep_since_ns;
   bool unblocked_signal_pending = false;
@@ -34,8 +35,8 @@ struct ResumePoint {
 ResumePoint ResumeElsewhere(const kernel::ProcessHandle& process, const user_regs_struct& stopped,
                             const CallContext& context);
 
-// What is left of `call` of a thread with these registers; nullopt: no relative timeout, or
-// unknown.
+// What was left at the instant of the call of a thread with these registers; nullopt: no relative
+// timeout, or unknown.
 std::optional<absl::Duration> RemainingTime(const kernel::ProcessHandle& process,
                                             const user_regs_struct& stopped,
                                             const CallContext& context);

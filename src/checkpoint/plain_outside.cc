@@ -104,6 +104,7 @@ absl::StatusOr<kernel::ThreadRecord> ReadThread(
   memcpy(record.comm, stat.comm.data(), std::min(stat.comm.size(), sizeof record.comm - 1));
   record.blocked = status.blocked;
   record.pending = status.pending_thread;
+  record.voluntary_switches = status.voluntary_switches;
   record.flags = stat.flags;
   record.atomic_flags = AtomicFlags(text, status);
   record.seccomp_mode = status.seccomp_mode;

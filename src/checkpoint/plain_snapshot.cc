@@ -124,14 +124,17 @@ uint32_t MembarrierState(const kernel::ReadoutAnswer& answer) {
   return state;
 }
 
-// Asked of the leader. The timers come first: their time runs.
+// Asked of the leader. The timers come first: their time runs, counted from the clock before them.
 struct ProcessCalls {
+  size_t clock;
   size_t timers[3];
   size_t heap_end, subreaper, dumpable, huge_pages, execute_gain, merge, barriers, descriptors;
   size_t locked, resident;
   size_t actions[kernel::kSignals];
 
   explicit ProcessCalls(CallList& calls) {
+    clock =
+        calls.AddWithBuffer(SYS_clock_gettime, {CLOCK_MONOTONIC}, 1, sizeof(struct timespec));
     for (uint64_t which = 0; which < 3; ++which) {
       timers[which] = calls.AddWithBuffer(SYS_getitimer, {which}, 1, sizeof(struct itimerval));
     }
@@ -156,8 +159,12 @@ struct ProcessCalls {
     }
   }
 
-  void Fill(const std::vector<kernel::ReadoutAnswer>& answers,
+  // `clock_offset_ns`: what the process's time namespace adds to the host's CLOCK_MONOTONIC.
+  void Fill(const std::vector<kernel::ReadoutAnswer>& answers, int64_t clock_offset_ns,
             kernel::ProcessRecord& record) const {
+    const struct timespec read = As<struct timespec>(answers[clock]);
+    record.monotonic_now =
+        static_cast<uint64_t>(read.tv_sec * 1'000'000'000 + read.tv_nsec - clock_offset_ns);
     const Interval real(answers[timers[ITIMER_REAL]]);
     record.real_timer_armed = real.left_ns != 0 ? 1 : 0;
     record.real_timer_interval = real.interval_ns;
@@ -193,31 +200,39 @@ struct ProcessCalls {
 absl::StatusOr<PlainSnapshotReader> PlainSnapshotReader::Create(
     const kernel::ProcessHandle& process) {
   PREDUMP_ASSIGN_OR_RETURN(const kernel::TimeOffsets ours, kernel::ReadTimeOffsets(::getpid()));
-  return PlainSnapshotReader(process, ours.monotonic_ns);
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::TimeOffsets theirs,
+                           kernel::ReadTimeOffsets(process.pid()));
+  return PlainSnapshotReader(process, ours, theirs);
 }
 
 int64_t PlainSnapshotReader::HostMonotonic() const {
   return base::MonotonicNanoseconds() - clock_offset_ns_;
 }
 
-absl::StatusOr<SleepNotes> PlainSnapshotReader::Notes() const {
-  PREDUMP_ASSIGN_OR_RETURN(SleepNotes notes, checkpoint::NoteSleepers(*process_));
-  for (auto& [tid, note] : notes) {
-    if (note.since_ns.has_value()) *note.since_ns -= clock_offset_ns_;
-  }
-  return notes;
-}
-
 absl::StatusOr<kernel::TaskSnapshot> PlainSnapshotReader::ReadRunning() {
   PREDUMP_ASSIGN_OR_RETURN(kernel::TaskSnapshot snapshot, ReadFromOutside());
-  PREDUMP_ASSIGN_OR_RETURN(early_notes_, Notes());
+  PREDUMP_ASSIGN_OR_RETURN(early_notes_, checkpoint::NoteSleepers(*process_));
   return snapshot;
 }
 
+void PlainSnapshotReader::RememberSetup(const kernel::SetupResult& setup) {
+  if (!setup.broken_off.has_value()) return;
+  early_notes_[setup.thread] = {
+      .call = setup.broken_off->call, .sleep = setup.broken_off->sleep, .wait_channel = {}};
+}
+
 absl::Status PlainSnapshotReader::NoteSleepers() {
-  PREDUMP_ASSIGN_OR_RETURN(late_notes_, Notes());
-  noted_ns_ = HostMonotonic();
+  PREDUMP_ASSIGN_OR_RETURN(late_notes_, checkpoint::NoteSleepers(*process_));
   return absl::OkStatus();
+}
+
+std::optional<uint64_t> PlainSnapshotReader::AsleepSince(pid_t tid, uint64_t switches) const {
+  const auto found = late_notes_.find(tid);
+  if (found == late_notes_.end() || !found->second.sleep.has_value() ||
+      !found->second.sleep->LastedUntilStop(switches)) {
+    return std::nullopt;
+  }
+  return static_cast<uint64_t>(found->second.sleep->since_ns() - clock_offset_ns_);
 }
 
 absl::StatusOr<kernel::TaskSnapshot> PlainSnapshotReader::ReadFromOutside() const {
@@ -241,7 +256,7 @@ absl::StatusOr<kernel::TaskSnapshot> PlainSnapshotReader::ReadFrozen(
 
 absl::Status PlainSnapshotReader::FillCalls(kernel::FrozenProcess& frozen,
                                             kernel::TaskSnapshot& snapshot) const {
-  const auto find = [](const SleepNotes& notes, pid_t tid) {
+  const auto find = [](const CallNotes& notes, pid_t tid) {
     const auto found = notes.find(tid);
     return found == notes.end() ? nullptr : &found->second;
   };
@@ -253,11 +268,12 @@ absl::Status PlainSnapshotReader::FillCalls(kernel::FrozenProcess& frozen,
     PREDUMP_ASSIGN_OR_RETURN(const bool dispatched, tracee.UsesSyscallUserDispatch());
     record.dispatch_on = dispatched ? 1 : 0;
     PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, tracee.GetRegisters());
-    const CallNotes notes = {
+    const StoppedCall notes = {
         .early = find(early_notes_, tracee.tid()),
         .late = find(late_notes_, tracee.tid()),
-        .frozen_ns =
-            noted_ns_ != 0 ? noted_ns_ : static_cast<int64_t>(snapshot.process.monotonic_now)};
+        .switches = record.voluntary_switches,
+        .frozen_ns = static_cast<int64_t>(snapshot.process.monotonic_now),
+        .clock_offset_ns = clock_offset_ns_};
     PREDUMP_ASSIGN_OR_RETURN(record.restart,
                              RestartBlockFromNotes(*process_, tracee.tid(), registers, notes));
   }
@@ -274,10 +290,8 @@ absl::Status PlainSnapshotReader::ReadFromInside(kernel::FrozenProcess& frozen,
   std::vector<std::vector<kernel::ReadoutCall>> calls(snapshot.threads.size(),
                                                       std::move(of_thread).Take());
   calls.front() = std::move(of_leader).Take();
-  // A time just before the timers are read: no alarm goes off before it is thought to.
-  snapshot.process.monotonic_now = static_cast<uint64_t>(HostMonotonic());
   PREDUMP_ASSIGN_OR_RETURN(const auto answers, kernel::ReadOut(frozen, calls));
-  process_calls.Fill(answers.front(), snapshot.process);
+  process_calls.Fill(answers.front(), process_clock_offset_ns_, snapshot.process);
   for (size_t i = 0; i < answers.size(); ++i) {
     PREDUMP_RETURN_IF_ERROR(
         (i == 0 ? leader_calls : thread_calls).Fill(answers[i], snapshot.threads[i]));

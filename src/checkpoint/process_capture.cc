@@ -88,11 +88,11 @@ absl::StatusOr<LastingFacts> ReadLastingFacts(const kernel::ProcessHandle& proce
   return facts;
 }
 
-void FillTimers(const kernel::ProcessRecord& record, criu::task_timers_entry& timers) {
+void FillTimers(const kernel::ProcessRecord& record, const CaptureInstant& instant,
+                criu::task_timers_entry& timers) {
   const bool armed = record.real_timer_armed != 0;
-  const uint64_t left = record.real_timer_expires > record.monotonic_now
-                            ? record.real_timer_expires - record.monotonic_now
-                            : 0;
+  const uint64_t then = static_cast<uint64_t>(*instant.HostClock(CLOCK_MONOTONIC));
+  const uint64_t left = record.real_timer_expires > then ? record.real_timer_expires - then : 0;
   FillTimer(armed, left, record.real_timer_interval, *timers.mutable_real());
   FillCpuTimer(record.virtual_timer, *timers.mutable_virt());
   FillCpuTimer(record.profiling_timer, *timers.mutable_prof());
@@ -169,7 +169,7 @@ absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
   return absl::OkStatus();
 }
 
-void FillIdentity(const LastingFacts& facts, const kernel::StatusFields& status,
+void FillIdentity(const CaptureInstant& instant, const kernel::StatusFields& status,
                   const kernel::TaskSnapshot& snapshot, bool tcp_close,
                   proto::ProcessState& state) {
   const uint32_t pid = static_cast<uint32_t>(snapshot.process.tgid.own);
@@ -193,13 +193,8 @@ void FillIdentity(const LastingFacts& facts, const kernel::StatusFields& status,
   FillIds(1, *inventory.mutable_root_ids());
   FillIds(2, *state.mutable_ids());
 
-  // The engine's clocks may be shifted too, hence the detour over the host's.
-  const kernel::TimeOffsets& theirs = facts.clock_offsets;
-  const kernel::TimeOffsets& ours = facts.our_clock_offsets;
-  const int64_t monotonic =
-      base::ClockNanoseconds(CLOCK_MONOTONIC) - ours.monotonic_ns + theirs.monotonic_ns;
-  const int64_t boottime =
-      base::ClockNanoseconds(CLOCK_BOOTTIME) - ours.boottime_ns + theirs.boottime_ns;
+  const int64_t monotonic = *instant.ProcessClock(CLOCK_MONOTONIC);
+  const int64_t boottime = *instant.ProcessClock(CLOCK_BOOTTIME);
   FillClock(monotonic, *state.mutable_timens()->mutable_monotonic());
   FillClock(boottime, *state.mutable_timens()->mutable_boottime());
   state.mutable_extra()->set_freeze_monotonic_ns(monotonic);

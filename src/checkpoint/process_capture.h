@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/state.pb.h"
+#include "src/checkpoint/capture_instant.h"
 #include "src/kernel/bpf/task_capture.h"
 #include "src/kernel/process.h"
 #include "src/kernel/procfs.h"
@@ -26,15 +27,16 @@ absl::StatusOr<LastingFacts> ReadLastingFacts(const kernel::ProcessHandle& proce
 void FillTask(const LastingFacts& facts, const kernel::TaskSnapshot& snapshot,
               criu::task_core_entry& task);
 
-// What is left of the three interval timers.
-void FillTimers(const kernel::ProcessRecord& record, criu::task_timers_entry& timers);
+// What was left of the three interval timers at the instant.
+void FillTimers(const kernel::ProcessRecord& record, const CaptureInstant& instant,
+                criu::task_timers_entry& timers);
 
 // Addresses, auxiliary vector, dumpable; no mappings and no executable.
 absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
                                  const kernel::ProcessRecord& record, proto::ProcessState& state);
 
-// Ids in the process tree, inventory, clocks as the process reads them now.
-void FillIdentity(const LastingFacts& facts, const kernel::StatusFields& status,
+// Ids in the process tree, inventory, clocks as the process read them at the instant.
+void FillIdentity(const CaptureInstant& instant, const kernel::StatusFields& status,
                   const kernel::TaskSnapshot& snapshot, bool tcp_close, proto::ProcessState& state);
 
 }  // namespace predump::checkpoint

@@ -109,6 +109,8 @@ bool SetStatusField(absl::string_view key, absl::string_view value, StatusFields
       {"NoNewPrivs", [](auto v, auto* s) { return ParseFlag(v, &s->no_new_privileges); }},
       {"Seccomp", [](auto v, auto* s) { return absl::SimpleAtoi(v, &s->seccomp_mode); }},
       {"Seccomp_filters", [](auto v, auto* s) { return absl::SimpleAtoi(v, &s->seccomp_filters); }},
+      {"voluntary_ctxt_switches",
+       [](auto v, auto* s) { return absl::SimpleAtoi(v, &s->voluntary_switches); }},
   };
   for (const auto& [name, set] : kSetters) {
     if (key == name) return set(value, status);

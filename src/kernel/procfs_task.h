@@ -92,6 +92,7 @@ struct StatusFields {
   bool no_new_privileges = false;
   int seccomp_mode = 0;  // 0 none, 1 strict, 2 filter
   int seccomp_filters = 0;
+  uint64_t voluntary_switches = 0;
 };
 
 // /proc/PID/task/TID/syscall: what a blocked thread is blocked in.

@@ -111,6 +111,7 @@ class SetupInjector {
   absl::Status DriveProgram(Tracee& thread);
   absl::Status LeaveProgram(Tracee thread);
   void NoteResult(uint64_t number, int64_t result);
+  void NoteBrokenOffCall(const user_regs_struct& stopped, const SleepNote& sleep);
   absl::Status DriveChild();
   absl::Status StartHelper(pid_t tid);
   absl::Status ConnectHelper(HelperTask& helper, int remote_read, int remote_write);
@@ -244,7 +245,8 @@ absl::StatusOr<std::vector<Candidate>> SetupInjector::ChooseThreads() {
 absl::Status SetupInjector::StopAndRun(pid_t tid) {
   PREDUMP_ASSIGN_OR_RETURN(memory_, ProcessMemory::OpenThread(tid, O_RDWR));
   CpuFollower follower(process_, tid);
-  const std::optional<SleepNote> note = SleepNote::Take(process_, tid);
+  SchedulerClocks clocks;
+  const std::optional<SleepNote> note = SleepNote::Take(process_, tid, clocks);
   PREDUMP_ASSIGN_OR_RETURN(Tracee thread, Tracee::Seize(tid, kSyscallStops | PTRACE_O_TRACECLONE));
   const base::Stopwatch stopwatch;
   PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
@@ -257,6 +259,7 @@ absl::Status SetupInjector::StopAndRun(pid_t tid) {
   PREDUMP_ASSIGN_OR_RETURN(user_regs_struct stopped, thread.GetRegisters());
   if (const auto slept = note.has_value() ? note->Slept(process_, tid) : std::nullopt) {
     ShortenRepeatedCall(*memory_, maps_, *slept, stopped);
+    NoteBrokenOffCall(stopped, *note);
   }
   PREDUMP_RETURN_IF_ERROR(EnterProgram(thread, stopped));
   // From here on a detached thread finishes the program by itself: returning is always safe.
@@ -266,6 +269,18 @@ absl::Status SetupInjector::StopAndRun(pid_t tid) {
   result_.thread = tid;
   if (!grandchild_.has_value()) ZeroPadding(*memory_).IgnoreError();
   return absl::OkStatus();
+}
+
+void SetupInjector::NoteBrokenOffCall(const user_regs_struct& stopped, const SleepNote& sleep) {
+  constexpr int64_t kErestartRestartblock = 516;
+  if (static_cast<int64_t>(stopped.rax) != -kErestartRestartblock) return;
+  const SyscallState call = {
+      .running = false,
+      .number = static_cast<int64_t>(stopped.orig_rax),
+      .arguments = {stopped.rdi, stopped.rsi, stopped.rdx, stopped.r10, stopped.r8, stopped.r9},
+      .stack_pointer = stopped.rsp,
+      .instruction_pointer = stopped.rip};
+  result_.broken_off.emplace(SetupResult::BrokenOffCall{call, sleep});
 }
 
 absl::Status SetupInjector::MoveOutOfRestartableSequence(const Tracee& thread,
@@ -413,6 +428,10 @@ absl::Status SetupInjector::LeaveProgram(Tracee thread) {
   PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
   PREDUMP_RETURN_IF_ERROR(thread.Continue());
   PREDUMP_RETURN_IF_ERROR(thread.WaitForEventStop(kCallTimeout));
+  if (result_.broken_off.has_value() &&
+      !result_.broken_off->sleep.CountStopsAsOne(process_, thread.tid())) {
+    result_.broken_off.reset();
+  }
   PREDUMP_RETURN_IF_ERROR(thread.SetSignalMask(signal_mask_));
   PREDUMP_RETURN_IF_ERROR(
       thread.SetRegisters(NativeRestartRegisters(original_).value_or(original_)));

@@ -19,6 +19,8 @@
 #include "src/base/units.h"
 #include "src/kernel/helper_task.h"
 #include "src/kernel/process.h"
+#include "src/kernel/procfs_task.h"
+#include "src/kernel/sleep_note.h"
 
 namespace predump::kernel {
 
@@ -42,6 +44,13 @@ struct SetupResult {
   absl::Status helper_status;  // why there is none: EAGAIN, pids.max, init of its namespace, ...
   absl::Duration stopped;      // how long the thread was stopped
   pid_t thread = 0;            // which
+  // The sleep it was in, if the kernel goes on with that by itself (restart_syscall(2), which hides
+  // what it repeats), and if it is known since when.
+  struct BrokenOffCall {
+    SyscallState call;
+    SleepNote sleep;
+  };
+  std::optional<BrokenOffCall> broken_off;
 };
 
 // Errors (nothing was done to the target): TargetExited; FailedPrecondition: stopped, traced by

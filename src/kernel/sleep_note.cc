@@ -1,6 +1,7 @@
 #include "src/kernel/sleep_note.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -61,23 +62,44 @@ std::optional<SchedFields> ReadSched(const ProcessHandle& process, pid_t tid) {
   return text.ok() ? ParseSched(*text) : std::nullopt;
 }
 
-// What to add to a time of this CPU's scheduler clock to have CLOCK_MONOTONIC.
-std::optional<int64_t> ClockOffset() {
+}  // namespace
+
+SchedulerClocks::SchedulerClocks() {
+  known_ = ::pthread_getaffinity_np(::pthread_self(), sizeof before_, &before_) == 0;
+}
+
+SchedulerClocks::~SchedulerClocks() {
+  if (moved_) ::pthread_setaffinity_np(::pthread_self(), sizeof before_, &before_);
+}
+
+std::optional<int64_t> SchedulerClocks::OffsetOf(int cpu) {
+  const auto found = offsets_.find(cpu);
+  if (found != offsets_.end()) return found->second;
+  return offsets_[cpu] = Measure(cpu);
+}
+
+std::optional<int64_t> SchedulerClocks::Measure(int cpu) {
+  if (!known_ || cpu < 0 || cpu >= CPU_SETSIZE) return std::nullopt;
   const auto self = ProcessHandle::Open(::getpid());
   if (!self.ok()) return std::nullopt;
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(static_cast<size_t>(cpu), &only);
+  if (::pthread_setaffinity_np(::pthread_self(), sizeof only, &only) != 0) return std::nullopt;
+  moved_ = true;
   // Makes the scheduler account for this thread up to now.
   struct timespec unused;
   ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &unused);
   const int64_t now = base::MonotonicNanoseconds();
-  const auto own = ReadSched(*self, static_cast<pid_t>(::syscall(SYS_gettid)));
+  const auto own = ReadSched(*self, ::gettid());
   if (!own.has_value()) return std::nullopt;
   return now - own->exec_start_ns;
 }
 
-}  // namespace
-
-std::optional<SleepNote> SleepNote::Take(const ProcessHandle& process, pid_t tid) {
-  const auto offset = ClockOffset();
+std::optional<SleepNote> SleepNote::Take(const ProcessHandle& process, pid_t tid,
+                                         SchedulerClocks& clocks) {
+  const auto stat = ReadThreadStat(process, tid);
+  const auto offset = stat.ok() ? clocks.OffsetOf(stat->last_cpu) : std::nullopt;
   const auto sched = ReadSched(process, tid);
   if (!offset.has_value() || !sched.has_value()) return std::nullopt;
   SleepNote note;
@@ -88,9 +110,14 @@ std::optional<SleepNote> SleepNote::Take(const ProcessHandle& process, pid_t tid
 
 std::optional<absl::Duration> SleepNote::Slept(const ProcessHandle& process, pid_t tid) const {
   const auto sched = ReadSched(process, tid);
-  // Stopping is one more switch; any other is that of another sleep.
-  if (!sched.has_value() || sched->voluntary_switches != switches_ + 1) return std::nullopt;
+  if (!sched.has_value() || !LastedUntilStop(sched->voluntary_switches)) return std::nullopt;
   return absl::Nanoseconds(std::max<int64_t>(0, base::MonotonicNanoseconds() - since_ns_));
+}
+
+bool SleepNote::CountStopsAsOne(const ProcessHandle& process, pid_t tid) {
+  const auto sched = ReadSched(process, tid);
+  if (sched.has_value()) switches_ = sched->voluntary_switches - 1;
+  return sched.has_value();
 }
 
 void ShortenRepeatedCall(const ProcessMemory& memory, const std::vector<MapsEntry>& maps,

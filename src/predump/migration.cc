@@ -184,7 +184,8 @@ class MigrationRun {
     report_.source = std::string(tracking.source->name());
     report_.tracker_reason = tracking.tracker_reason;
     report_.source_reason = tracking.source_reason;
-    report_.setup_stop = tracking.setup_stop;
+    report_.setup_stop = tracking.setup_result.stopped;
+    capturer_->RememberSetup(tracking.setup_result);
     observer_.OnNote(
         absl::StrFormat("tracker %s (%s), source %s (%s); set up with one stop of %.3f ms",
                         report_.tracker, report_.tracker_reason, report_.source,

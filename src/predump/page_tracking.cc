@@ -108,10 +108,10 @@ absl::StatusOr<PageTracking> PageTracking::Arm(const kernel::ProcessHandle& proc
   PageTracking tracking;
   if (request.userfaultfd || request.helper) {
     PREDUMP_ASSIGN_OR_RETURN(setup, kernel::InjectSetup(process, request));
-    tracking.setup_stop = setup.stopped;
   }
   PREDUMP_RETURN_IF_ERROR(tracking.MakeTracker(process, tracker_choice, options, setup));
   PREDUMP_RETURN_IF_ERROR(MakeSource(process, source_choice, options, setup, tracking));
+  tracking.setup_result = std::move(setup);
   return tracking;
 }
 

@@ -25,7 +25,7 @@ struct PageTracking {
   std::unique_ptr<pagemap::PageSource> source;
   std::string tracker_reason;
   std::string source_reason;
-  absl::Duration setup_stop;
+  kernel::SetupResult setup_result;  // what is left of it: how long it stopped what
 
   // Chooses by what the kernel can do and what was asked for. Errors: FailedPrecondition (asked for
   // by name and not to be had), TargetExited.

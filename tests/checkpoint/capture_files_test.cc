@@ -18,6 +18,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "src/base/clock.h"
 #include "src/images/image_constants.h"
 #include "src/images/state_validation.h"
 #include "tests/checkpoint/forked_process.h"
@@ -190,6 +191,46 @@ TEST(CaptureFiles, EventFdTimerFdSignalFd) {
   EXPECT_LT(timer.vsec(), 1000u);
   EXPECT_EQ(FileOf(state, 32).sgfd().signal_mask(),
             uint64_t{1} << (SIGUSR1 - 1) | uint64_t{1} << (SIGTERM - 1));
+}
+
+// What is left of a timer counts from the freeze stamp, whenever it was read: never less than that,
+// or it would go off early at the target.
+TEST(CaptureFiles, TimeLeftOfATimerCountsFromTheFreezeStamp) {
+  const ForkedProcess child([] {
+    for (int fd = 30; fd < 60; ++fd) Place(::timerfd_create(CLOCK_MONOTONIC, 0), fd);
+    const struct itimerspec timer = {.it_interval = {}, .it_value = {1000, 0}};
+    Require(::timerfd_settime(59, 0, &timer, nullptr) == 0, "timerfd_settime");
+  });
+  struct itimerspec left = {};
+  ASSERT_EQ(::timerfd_gettime(child.handle().GetDescriptor(59)->get(), &left), 0);
+  const int64_t deadline =
+      base::MonotonicNanoseconds() + left.it_value.tv_sec * 1'000'000'000 + left.it_value.tv_nsec;
+  for (int i = 0; i < 10; ++i) {
+    const auto state = Captured(child);
+    const auto& timer = FileOf(state, 59).tfd();
+    const int64_t told =
+        state.extra().freeze_monotonic_ns() +
+        static_cast<int64_t>(timer.vsec() * 1'000'000'000 + timer.vnsec());
+    EXPECT_GE(told, deadline - 1'000'000);  // the clock was read after the timer
+    EXPECT_LE(told, deadline + 20'000'000);
+  }
+}
+
+TEST(CaptureFiles, AnAbsoluteTimerKeepsItsDate) {
+  constexpr time_t kDate = 4'000'000'000;  // in the year 2096
+  const ForkedProcess child([] {
+    Place(::timerfd_create(CLOCK_REALTIME, 0), 30);
+    const struct itimerspec timer = {.it_interval = {}, .it_value = {kDate, 5}};
+    Require(::timerfd_settime(30, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &timer, nullptr) == 0,
+            "timerfd_settime");
+  });
+  const auto state = Captured(child);
+  const auto& timer = FileOf(state, 30).tfd();
+  EXPECT_EQ(timer.settime_flags(), TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET);
+  ASSERT_NE(ExtraOf(state, 30), nullptr);
+  const int64_t date = ExtraOf(state, 30)->timerfd_clock_ns() +
+                       static_cast<int64_t>(timer.vsec() * 1'000'000'000 + timer.vnsec());
+  EXPECT_NEAR(static_cast<double>(date - kDate * 1'000'000'000), 0, 10'000'000);
 }
 
 TEST(CaptureFiles, EpollKeepsEventsAndData) {

@@ -28,6 +28,7 @@
 #include "src/base/clock.h"
 #include "src/base/units.h"
 #include "src/images/state_validation.h"
+#include "src/kernel/setup_injection.h"
 #include "tests/checkpoint/forked_process.h"
 #include "tests/support/proc_snapshot.h"
 
@@ -265,6 +266,74 @@ TEST(WithoutBpf, SleepsBrokenOffTwiceKeepTheirNumberAndTime) {
       // Late rather than early where nobody looked before the first stop.
       const bool known = surveyed || sleep.told;
       EXPECT_LE(Remaining(*state), known ? 59'650'000'000 : 60'000'000'000) << sleep.name;
+    }
+  }
+}
+
+TEST(WithoutBpf, TheSetupTellsWhatItBrokeOff) {
+  for (const Sleep& sleep : kSleeps) {
+    if (sleep.number == SYS_epoll_wait) continue;
+    const ForkedProcess child([] {}, sleep.call);
+    auto capturer = Capturer::Create(child.handle(), kWithoutBpf);
+    ASSERT_TRUE(capturer.ok()) << capturer.status();
+    const auto vmas = pagemap::VmaList::Read(child.handle(), true);
+    ASSERT_TRUE(capturer->Survey(*vmas).ok());
+    std::this_thread::sleep_for(std::chrono::milliseconds(400));  // the time that must be told
+    auto setup = kernel::InjectSetup(child.handle(), {.helper = false});
+    ASSERT_TRUE(setup.ok()) << setup.status();
+    capturer->RememberSetup(*setup);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until it sleeps again
+    ASSERT_TRUE(capturer->NoteSleepers().ok());
+    auto frozen = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
+    ASSERT_TRUE(frozen.ok()) << frozen.status();
+    const auto state = capturer->Capture(*frozen, *vmas);
+    ASSERT_TRUE(state.ok()) << sleep.name << ": " << state.status();
+    EXPECT_EQ(state->threads(0).extra().interrupted_call().number(), sleep.number) << sleep.name;
+    EXPECT_LE(Remaining(*state), 59'650'000'000) << sleep.name;
+    EXPECT_GE(Remaining(*state), 58'500'000'000) << sleep.name;
+  }
+}
+
+// The same call with the same arguments, but a sleep that began after the note: all of it is left.
+TEST(AnySource, ANoteOfAnEarlierSleepIsNotBelieved) {
+  struct Case {
+    const char* name;
+    void (*sleep)(const struct timespec* time);
+  };
+  static constexpr Case kCases[] = {
+      {"nanosleep", [](const struct timespec* t) { ::syscall(SYS_nanosleep, t, nullptr); }},
+      {"epoll_pwait2",
+       [](const struct timespec* t) {
+         static const int epoll = ::epoll_create1(0);
+         static struct epoll_event event;
+         ::syscall(SYS_epoll_pwait2, epoll, &event, 1, t, nullptr, 8);
+       }},
+  };
+  for (const Case& each : kCases) {
+    for (const CaptureOptions& options : {kWithBpf, kWithoutBpf}) {
+      const ForkedProcess child([] {},
+                                [&] {
+                                  struct timespec time = {0, 400'000'000};
+                                  for (int i = 0; i < 2; ++i) {
+                                    each.sleep(&time);
+                                    time = {60, 0};
+                                  }
+                                });
+      auto capturer = Capturer::Create(child.handle(), options);
+      ASSERT_TRUE(capturer.ok()) << capturer.status();
+      const auto vmas = pagemap::VmaList::Read(child.handle(), true);
+      ASSERT_TRUE(capturer->Survey(*vmas).ok());
+      ASSERT_TRUE(capturer->NoteSleepers().ok());
+      std::this_thread::sleep_for(std::chrono::milliseconds(900));  // it is in the second one
+      auto frozen = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
+      ASSERT_TRUE(frozen.ok()) << frozen.status();
+      const auto state = capturer->Capture(*frozen, *vmas);
+      ASSERT_TRUE(state.ok()) << each.name << ": " << state.status();
+      // The kernel tells BPF the deadline of a nanosleep; nobody knows more than the note of the
+      // others.
+      const int64_t slept_ms = 60'000 - Remaining(*state) / 1'000'000;
+      EXPECT_GE(slept_ms, 0) << each.name;
+      EXPECT_LE(slept_ms, 560) << each.name;
     }
   }
 }

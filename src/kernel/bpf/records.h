@@ -96,6 +96,9 @@ struct ThreadRecord {
   // comparable across CPUs to well under a millisecond. 0 where the kernel does not tell.
   __u64 last_ran;
   __u64 last_ran_now;
+  // How often it has gone to sleep or into a stop: two records with the same number speak of the
+  // same sleep; being stopped in it adds one.
+  __u64 voluntary_switches;
 
   __u64 jobctl;
   __u64 timer_slack;

@@ -105,6 +105,7 @@ static __always_inline void fill_thread(struct ThreadRecord* out, struct task_st
   fill_restart(&out->restart, task);
   out->last_ran = ran_at(task);
   out->last_ran_now = ran_at(reader);
+  out->voluntary_switches = task->nvcsw;
 
   out->jobctl = task->jobctl;
   out->timer_slack = task->timer_slack_ns;

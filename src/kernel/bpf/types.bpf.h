@@ -369,6 +369,7 @@ struct task_struct {
   unsigned int rt_priority;
   struct sched_entity se;
   unsigned int policy;
+  unsigned long nvcsw;
   struct mm_struct* mm;
   int exit_state;
   int exit_code;
