@@ -208,6 +208,9 @@ absl::Status Capturer::Impl::FillTimersAndSignals(kernel::FrozenProcess& frozen,
     PREDUMP_ASSIGN_OR_RETURN(const auto signals,
                              leader.PeekPendingSignals(kernel::PendingQueue::kProcess));
     FillSignals(signals, *task.mutable_signals_s());
+    if (std::any_of(signals.begin(), signals.end(), IsIntervalAlarm)) {
+      FillWaitingTimer(snapshot.process, *task.mutable_timers());
+    }
     if (!armed) return absl::OkStatus();
     PREDUMP_ASSIGN_OR_RETURN(snapshot, ReadAgain(frozen, snapshot));
     if (snapshot.process.real_timer_armed != 0 && snapshot.process.real_timer_expires == deadline &&

@@ -25,12 +25,16 @@ constexpr uint64_t kNanosecondsPerSecond = 1'000'000'000;
 constexpr int kDumpFilterShift = 2;  // mm->flags: 2 bits of "dumpable", then the filter
 constexpr uint64_t kDumpFilterMask = 0x1ff;
 
+void SetInterval(uint64_t interval_ns, criu::itimer_entry& timer) {
+  const uint64_t interval_us = interval_ns / 1000;
+  timer.set_isec(interval_us / 1'000'000);
+  timer.set_iusec(interval_us % 1'000'000);
+}
+
 // Remaining time and interval in microseconds; a timer that is armed never reads as disarmed.
 void FillTimer(bool armed, uint64_t remaining_ns, uint64_t interval_ns, criu::itimer_entry& timer) {
   const uint64_t left_us = armed ? std::max<uint64_t>(1, remaining_ns / 1000) : 0;
-  const uint64_t interval_us = armed ? interval_ns / 1000 : 0;
-  timer.set_isec(interval_us / 1'000'000);
-  timer.set_iusec(interval_us % 1'000'000);
+  SetInterval(armed ? interval_ns : 0, timer);
   timer.set_vsec(left_us / 1'000'000);
   timer.set_vusec(left_us % 1'000'000);
 }
@@ -96,6 +100,10 @@ void FillTimers(const kernel::ProcessRecord& record, const CaptureInstant& insta
   FillTimer(armed, left, record.real_timer_interval, *timers.mutable_real());
   FillCpuTimer(record.virtual_timer, *timers.mutable_virt());
   FillCpuTimer(record.profiling_timer, *timers.mutable_prof());
+}
+
+void FillWaitingTimer(const kernel::ProcessRecord& record, criu::task_timers_entry& timers) {
+  if (record.real_timer_armed == 0) SetInterval(record.real_timer_interval, *timers.mutable_real());
 }
 
 void FillTask(const LastingFacts& facts, const kernel::TaskSnapshot& snapshot,

@@ -31,6 +31,10 @@ void FillTask(const LastingFacts& facts, const kernel::TaskSnapshot& snapshot,
 void FillTimers(const kernel::ProcessRecord& record, const CaptureInstant& instant,
                 criu::task_timers_entry& timers);
 
+// For a process with an alarm of ITIMER_REAL pending: a periodic timer that has gone off is armed
+// again only when its signal is taken, and has an interval but no time left until then.
+void FillWaitingTimer(const kernel::ProcessRecord& record, criu::task_timers_entry& timers);
+
 // Addresses, auxiliary vector, dumpable; no mappings and no executable.
 absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
                                  const kernel::ProcessRecord& record, proto::ProcessState& state);

@@ -183,7 +183,9 @@ void TaskPlan::AddTimers(CallPlan& plan) const {
   const criu::task_timers_entry& timers = task().timers();
   const auto add = [&](int which, const criu::itimer_entry& timer, int64_t elapsed_ns) {
     const int64_t remaining = ToNanoseconds(timer.vsec(), timer.vusec() * 1000);
-    if (remaining == 0) return;
+    // An interval without time left: it has gone off, and taking its signal, which is pending here
+    // by now, will arm it again. So it has to go off here, too; the signal only comes once.
+    if (remaining == 0 && timer.isec() == 0 && timer.iusec() == 0) return;
     // Rounded up: a value of zero would disarm.
     const timespec left = ToTimespec(RemainingAfter(remaining, elapsed_ns) + 999);
     const itimerval value = {

@@ -427,6 +427,29 @@ TEST(CaptureTask, SignalsThatComeAfterCaptureAreTold) {
   EXPECT_EQ((*late)[1].tid(), static_cast<uint32_t>(child.pid()));
 }
 
+TEST(CaptureTask, APeriodicAlarmThatIsPendingKeepsItsInterval) {
+  const ForkedProcess child([] {
+    sigset_t all;
+    sigfillset(&all);
+    ::sigprocmask(SIG_SETMASK, &all, nullptr);
+    struct itimerval timer = {.it_interval = {3, 0}, .it_value = {0, 1}};
+    Require(::setitimer(ITIMER_REAL, &timer, nullptr) == 0, "setitimer");
+    sigset_t pending;
+    do ::sigpending(&pending);
+    while (!sigismember(&pending, SIGALRM));
+  });
+  for (const bool use_bpf : {true, false}) {
+    CaptureOptions options;
+    options.use_bpf = use_bpf;
+    const auto state = CaptureOnce(child.handle(), options);
+    ASSERT_TRUE(state.ok()) << state.status();
+    const criu::itimer_entry& timer = state->threads(0).core().tc().timers().real();
+    EXPECT_EQ(timer.vsec() + timer.vusec(), 0u);
+    EXPECT_EQ(timer.isec(), 3u);
+    EXPECT_EQ(state->threads(0).core().tc().signals_s().signals_size(), 1);
+  }
+}
+
 TEST(CaptureTask, TimeForOneFourAndSixtyFourThreads) {
   for (const int threads : {1, 4, 64}) {
     const ForkedProcess child([threads] {

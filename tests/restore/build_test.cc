@@ -306,6 +306,45 @@ TEST_F(BuildTest, MemoryThatBelongsWhereTheLandingLivesComesHome) {
   EXPECT_EQ(report_->wrong, 0u);
 }
 
+// Gives the state's process our own handler: the child was forked from here with the same code.
+void SetHandler(int number, criu::task_core_entry& task) {
+  struct {
+    uint64_t handler, flags, restorer, mask;
+  } kernel_action;
+  struct sigaction set = {};
+  set.sa_sigaction = Handler;
+  set.sa_flags = SA_SIGINFO;
+  struct sigaction before;
+  ASSERT_EQ(::sigaction(number, &set, &before), 0);
+  ASSERT_EQ(::syscall(SYS_rt_sigaction, number, nullptr, &kernel_action, 8), 0);
+  ASSERT_EQ(::sigaction(number, &before, nullptr), 0);
+  criu::sa_entry& action =
+      *task.mutable_sigactions(number - 1 - (number > SIGKILL) - (number > SIGSTOP));
+  action.set_sigaction(kernel_action.handler);
+  action.set_flags(kernel_action.flags);
+  action.set_restorer(kernel_action.restorer);
+  action.set_mask(kernel_action.mask);
+}
+
+// A periodic timer whose signal is pending is armed again by the kernel as the signal is taken.
+TEST_F(BuildTest, APeriodicAlarmThatIsPendingComesAgainAndAgain) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  criu::task_core_entry& task = *state_.mutable_threads(0)->mutable_core()->mutable_tc();
+  ASSERT_NO_FATAL_FAILURE(SetHandler(SIGALRM, task));
+  siginfo_t alarm = {};
+  alarm.si_signo = SIGALRM;
+  alarm.si_code = SI_KERNEL;
+  task.mutable_signals_s()->add_signals()->set_siginfo(&alarm, sizeof alarm);
+  task.mutable_timers()->mutable_real()->set_iusec(20'000);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  const absl::Status released = Release();
+  ASSERT_TRUE(released.ok()) << released;
+  const absl::Time limit = absl::Now() + absl::Seconds(10);
+  while (report_->signals[SIGALRM] < 4 && absl::Now() < limit) ::usleep(1000);
+  EXPECT_GE(report_->signals[SIGALRM], 4);
+}
+
 TEST_F(BuildTest, PendingLateAndHandledSignalsArriveWithTheirValues) {
   ASSERT_NO_FATAL_FAILURE(Prepare([](Report* report) {
     struct sigaction action = {};
@@ -317,25 +356,7 @@ TEST_F(BuildTest, PendingLateAndHandledSignalsArriveWithTheirValues) {
     Beat(report, 0);
   }));
   criu::task_core_entry& task = *state_.mutable_threads(0)->mutable_core()->mutable_tc();
-  for (const int number : {SIGUSR1, SIGRTMIN + 3, SIGALRM}) {
-    const int index = number - 1 - (number > SIGKILL) - (number > SIGSTOP);
-    criu::sa_entry& action = *task.mutable_sigactions(index);
-    struct {
-      uint64_t handler, flags, restorer, mask;
-    } kernel_action;
-    // Our own table is the child's: it was forked from here with the same code.
-    struct sigaction set = {};
-    set.sa_sigaction = Handler;
-    set.sa_flags = SA_SIGINFO;
-    struct sigaction before;
-    ASSERT_EQ(::sigaction(number, &set, &before), 0);
-    ASSERT_EQ(::syscall(SYS_rt_sigaction, number, nullptr, &kernel_action, 8), 0);
-    ASSERT_EQ(::sigaction(number, &before, nullptr), 0);
-    action.set_sigaction(kernel_action.handler);
-    action.set_flags(kernel_action.flags);
-    action.set_restorer(kernel_action.restorer);
-    action.set_mask(kernel_action.mask);
-  }
+  for (const int number : {SIGUSR1, SIGRTMIN + 3, SIGALRM}) SetHandler(number, task);
   const auto info = [](int number, int value) {
     siginfo_t signal = {};
     signal.si_signo = number;
