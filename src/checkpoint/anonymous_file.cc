@@ -77,12 +77,6 @@ absl::StatusOr<uint32_t> AddSignalFd(FileContext& context, const Descriptor& des
   return context.files.builder().AddFile(std::move(entry));
 }
 
-// An expiry that falls due while fdinfo is being read shows neither as time left nor as a tick; a
-// moment later it is a tick.
-bool MayHaveJustExpired(const criu::timerfd_entry& timer) {
-  return timer.vsec() == 0 && timer.vnsec() == 0 && timer.ticks() == 0;
-}
-
 absl::Status FillTimer(const Descriptor& descriptor, criu::timerfd_entry& body) {
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t clock, Number(descriptor, "clockid", 10));
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t ticks, Number(descriptor, "ticks", 10));
@@ -112,7 +106,14 @@ absl::StatusOr<uint32_t> AddTimerFd(FileContext& context, const Descriptor& desc
   auto& body = StartEntry(entry, criu::TIMERFD, entry.mutable_tfd(), descriptor);
   PREDUMP_RETURN_IF_ERROR(FillTimer(descriptor, body));
   int64_t read_ns = descriptor.info_read_ns;
-  if (context.frozen && MayHaveJustExpired(body)) {
+  if (context.frozen && body.vsec() == 0 && body.vnsec() == 0) {
+    // A periodic timer that has expired is armed again, with its phase and the ticks missed, only
+    // when somebody reads it or asks for its time; fdinfo does not count as asking. And an expiry
+    // that falls due while fdinfo is being read is a tick a moment later.
+    struct itimerspec unused;
+    if (::timerfd_gettime(descriptor.duplicate.get(), &unused) != 0) {
+      return base::ErrnoError(errno, "timerfd_gettime of ", descriptor.name());
+    }
     Descriptor again;
     again.fd = descriptor.fd;
     PREDUMP_ASSIGN_OR_RETURN(again.info, kernel::ReadFdInfo(context.process, descriptor.fd));

@@ -267,13 +267,15 @@ class Handover {
     if (!engine_.cancellation.EnterCommit())
       return GiveUp(std::move(frozen), absl::CancelledError(""));
 
-    // From here staying stopped outlives us: QueueStop, then the journal, then the word itself.
-    absl::Status status = frozen.QueueStop();
+    // The journal, then the stop that outlives us, then the word itself: killed after the first, we
+    // leave a process that runs on and an entry that is void. The other way round it would be a
+    // parked process that no record tells of.
+    absl::Status status = journal_.Commit(entry_);
+    clock_->Mark("late signals, journal");
+    if (status.ok()) status = frozen.QueueStop();
     if (status.ok()) status = SourceStillThere();
-    clock_->Mark("late signals, stop queued");
-    if (status.ok()) status = journal_.Commit(entry_);
     if (!status.ok()) return Return(std::move(frozen), status);
-    clock_->Mark("journal");
+    clock_->Mark("stop queued");
     const absl::StatusOr<proto::Running> running = SendCommit(commit);
     if (running.ok()) {
       engine_.report.downtime = clock_->SinceStart();

@@ -101,6 +101,20 @@ absl::Status Journal::Remove(const JournalEntry& entry) const {
 
 absl::StatusOr<std::vector<JournalEntry>> Journal::List() const { return ListFiles(kCommitted); }
 
+absl::StatusOr<std::optional<JournalEntry>> Journal::FindUnsettled(
+    const std::string& directory, const kernel::ProcessHandle& process) {
+  if (::access(directory.c_str(), F_OK) != 0 && errno == ENOENT) return std::nullopt;
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, Journal(directory).List());
+  PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, ReadBootId());
+  for (const JournalEntry& entry : entries) {
+    if (entry.pid == process.pid() && entry.start_time_ticks == process.start_time_ticks() &&
+        entry.boot_id == boot_id) {
+      return entry;
+    }
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<std::vector<JournalEntry>> Journal::ListPrepared() const {
   return ListFiles(absl::StrCat(kCommitted, kPrepared));
 }

@@ -9,12 +9,14 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "src/kernel/process.h"
 
 namespace predump {
 
@@ -49,6 +51,10 @@ class Journal {
   void Discard(const JournalEntry& entry) const;
   // Takes it back. No error where there is none.
   absl::Status Remove(const JournalEntry& entry) const;
+  // The entry of an earlier handover of this process that counts still; nullopt: none. Makes no
+  // directory.
+  static absl::StatusOr<std::optional<JournalEntry>> FindUnsettled(
+      const std::string& directory, const kernel::ProcessHandle& process);
   // Entries that an engine prepared; it has died since, or is about to commit.
   absl::StatusOr<std::vector<JournalEntry>> ListPrepared() const;
   // All that count; a file that cannot be read or parsed is an error that names it.

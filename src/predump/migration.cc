@@ -41,6 +41,20 @@ std::string Line(const proto::Blocker& blocker) {
   return line;
 }
 
+// A process whose earlier handover is open may run at that target, too, or be about to.
+absl::Status RefuseUnsettled(const MigrationOptions& options, const kernel::ProcessHandle& process,
+                             std::vector<std::string>& blockers) {
+  PREDUMP_ASSIGN_OR_RETURN(
+      const std::optional<JournalEntry> entry,
+      Journal::FindUnsettled(absl::StrCat(options.state_directory, "/source"), process));
+  if (entry.has_value()) {
+    blockers.push_back(absl::StrCat("process ", entry->pid, ": an earlier handover to ",
+                                    entry->target, " was never settled (run `predump resolve --pid ",
+                                    entry->pid, "`)"));
+  }
+  return absl::OkStatus();
+}
+
 struct Surveyed {
   pagemap::VmaList vmas;
   checkpoint::Survey survey;
@@ -86,6 +100,7 @@ class MigrationRun {
     watch_.emplace(std::move(watch));
     PREDUMP_ASSIGN_OR_RETURN(Surveyed surveyed, SurveyBetweenChildren());
     auto& [vmas, survey] = surveyed;
+    PREDUMP_RETURN_IF_ERROR(RefuseUnsettled(options_, *process_, report_.blockers));
     for (const proto::Blocker& blocker : survey.blockers) report_.blockers.push_back(Line(blocker));
     for (const proto::Blocker& blocker : checkpoint::CompareHosts(facts, link_->server().host())) {
       report_.blockers.push_back(Line(blocker));
@@ -289,6 +304,7 @@ absl::StatusOr<std::vector<std::string>> CheckProcess(const MigrationOptions& op
   PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, layout.Read());
   PREDUMP_ASSIGN_OR_RETURN(checkpoint::Survey survey, capturer.Survey(vmas));
   std::vector<std::string> lines;
+  PREDUMP_RETURN_IF_ERROR(RefuseUnsettled(options, process, lines));
   for (const auto* list : {&survey.blockers, &survey.children}) {
     for (const proto::Blocker& blocker : *list) lines.push_back(Line(blocker));
   }

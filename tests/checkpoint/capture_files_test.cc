@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -213,6 +214,24 @@ TEST(CaptureFiles, TimeLeftOfATimerCountsFromTheFreezeStamp) {
         static_cast<int64_t>(timer.vsec() * 1'000'000'000 + timer.vnsec());
     EXPECT_GE(told, deadline - 1'000'000);  // the clock was read after the timer
     EXPECT_LE(told, deadline + 20'000'000);
+  }
+}
+
+TEST(CaptureFiles, APeriodicTimerThatNobodyReadsKeepsItsPhaseAndTicks) {
+  const ForkedProcess child([] {
+    Place(::timerfd_create(CLOCK_MONOTONIC, 0), 30);
+    const struct itimerspec timer = {.it_interval = {0, 100'000'000}, .it_value = {0, 1'000'000}};
+    Require(::timerfd_settime(30, 0, &timer, nullptr) == 0, "timerfd_settime");
+    struct pollfd due = {30, POLLIN, 0};
+    Require(::poll(&due, 1, 10'000) == 1, "poll");
+  });
+  for (int i = 0; i < 3; ++i) {
+    const auto state = Captured(child);
+    const auto& timer = FileOf(state, 30).tfd();
+    EXPECT_EQ(timer.insec(), 100'000'000u);
+    EXPECT_GE(timer.ticks(), 1u);
+    EXPECT_GT(timer.vnsec(), 0u);
+    EXPECT_EQ(timer.vsec(), 0u);
   }
 }
 

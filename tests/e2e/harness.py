@@ -277,8 +277,10 @@ class Server:
 class Engine:
     """`predump --pid N --to ...`, running or ended."""
 
-    def __init__(self, lab, host, pid, to, *options, json_output=True, state=None):
-        command = [PREDUMP, "--pid", str(pid), "--to", to,
+    def __init__(self, lab, host, pid, to, *options, json_output=True, state=None, die_at=None):
+        # `die_at`: an instant of tests/e2e/die_at.c.
+        preload = ["env", f"LD_PRELOAD={BUILD}/tests/die_at.so", f"PREDUMP_DIE_AT={die_at}"]
+        command = [*(preload if die_at else []), PREDUMP, "--pid", str(pid), "--to", to,
                    "--state-dir", state or lab.source_state(host), *options]
         if json_output:
             command.append("--json")

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """The moments of DESIGN 10 at which the right to run passes on: whoever dies, one copy goes on."""
+import signal
 import sys
 
 import harness
@@ -196,6 +197,34 @@ class Handover(harness.E2eTest):
         code, text = self.resolve("--pid", self.workload.pid, "--end")
         self.assertEqual(code, 0, text)
         self.assert_at_target()
+
+    def die(self, instant):
+        engine = self.lab.engine(self.workload.pid, self.server.address, "--verify", die_at=instant)
+        self.assert_exit(engine.result(), -signal.SIGKILL)
+
+    def test_engine_dies_before_the_journal(self):
+        self.die("before-journal")
+        self.assert_at_source()
+
+    def test_engine_dies_between_journal_and_stop(self):
+        self.die("after-journal")
+        self.assert_only_copy(self.workload.pid)
+        self.assertEqual(len(self.journal()), 1)
+        # It runs on, but may not be moved before that entry is settled.
+        result = self.lab.engine(self.workload.pid, self.server.address).result()
+        self.assert_exit(result, harness.REFUSED)
+        self.assertIn("predump resolve", result["blockers"][0])
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assert_at_source()
+
+    def test_engine_dies_right_after_the_stop(self):
+        self.die("after-stop")
+        self.assert_parked()
+        code, text = self.resolve_through()
+        self.assertEqual(code, 0, text)
+        self.assertIn("goes on here", text)
+        self.assert_at_source()
 
     def test_nothing_is_parked(self):
         code, text = self.resolve()
