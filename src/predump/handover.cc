@@ -81,23 +81,29 @@ class Handover {
     clock_->Mark("freeze");
     const absl::StatusOr<std::vector<pid_t>> children = engine_.watch.Children();
     if (!children.ok()) return GiveUp(std::move(frozen), children.status());
-    if (!children->empty()) return LetGo(std::move(frozen), *children);
+    if (!children->empty()) {
+      return LetGo(std::move(frozen),
+                   absl::StrCat("the process has made a child (", absl::StrJoin(*children, ", "),
+                                ") just now"),
+                   /*may_stay=*/false);
+    }
     absl::Status ready = BringToReady(frozen);
+    if (blocked_) return LetGo(std::move(frozen), ready.message(), /*may_stay=*/true);
     if (!ready.ok()) return GiveUp(std::move(frozen), ready);
     if (engine_.options.leave_running) return EndRehearsal(std::move(frozen));
     return Commit(std::move(frozen));
   }
 
  private:
-  // Before anything was read or sent.
-  absl::StatusOr<HandoverResult> LetGo(kernel::FrozenProcess frozen,
-                                       const std::vector<pid_t>& children) {
+  // While the target still takes rounds: it may be otherwise in a moment.
+  absl::StatusOr<HandoverResult> LetGo(kernel::FrozenProcess frozen, absl::string_view why,
+                                       bool may_stay) {
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
     engine_.report.phases.clear();
     HandoverResult result;
-    result.message =
-        absl::StrCat("the process has made a child (", absl::StrJoin(children, ", "), ") just now");
+    result.message = std::string(why);
     result.try_again = true;
+    result.may_stay_so = may_stay;
     return result;
   }
 
@@ -112,7 +118,13 @@ class Handover {
     clock_->Mark("last pages");
 
     proto::Prepare prepare;
-    PREDUMP_ASSIGN_OR_RETURN(*prepare.mutable_state(), engine_.capturer.Capture(frozen, vmas));
+    absl::StatusOr<proto::ProcessState> state = engine_.capturer.Capture(frozen, vmas);
+    // Something the process holds right now, a file of /proc it reads for one.
+    blocked_ = absl::IsFailedPrecondition(state.status());
+    PREDUMP_RETURN_IF_ERROR(state);
+    *prepare.mutable_state() = *std::move(state);
+    // Only now: after this the landing takes no further round.
+    PREDUMP_RETURN_IF_ERROR(engine_.link.data().Final(final_round_));
     NoteTcpSockets(prepare.state());
     prepare.set_final_round(final_round_);
     clock_->Mark("capture");
@@ -165,7 +177,7 @@ class Handover {
     PREDUMP_RETURN_IF_ERROR(engine_.sender.SendLayout(vmas));
     PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages, engine_.sender.SendDirty(dirty, nullptr));
     engine_.report.pages_sent += pages;
-    return engine_.link.data().Final(final_round_);
+    return absl::OkStatus();
   }
 
   // The kernel writes into registered rseq areas at every return to user space, on either host.
@@ -378,6 +390,7 @@ class Handover {
   const uint64_t final_round_;
   std::vector<int> tcp_descriptors_;
   std::optional<PhaseClock> clock_;
+  bool blocked_ = false;  // Capture met something that cannot move
 };
 
 absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {

@@ -14,9 +14,11 @@ namespace predump {
 struct HandoverResult {
   MigrationStatus status = MigrationStatus::kFailed;
   std::string message;  // what became of the process
-  // The freeze came at a bad moment: a child process had just appeared. The process runs on here
-  // and nothing was sent, so that another round, with this number, and another try may follow.
+  // The freeze came at a bad moment: a child process had just appeared, or the process was holding
+  // something that cannot move. It runs on here and the target still takes rounds, so that another
+  // one, with this number, and another try may follow.
   bool try_again = false;
+  bool may_stay_so = false;  // what it holds may be there for good
 };
 
 // Freezes the process, sends the rest as round `final_round` and hands over. An error: the process

@@ -26,6 +26,9 @@ namespace predump {
 namespace {
 
 constexpr size_t kSessionIdBytes = 16;
+// How often the process may be found holding something that cannot move (a file of /proc that it
+// reads at that instant) before that is taken to be there for good.
+constexpr int kMostBlockedFreezes = 5;
 
 absl::StatusOr<std::string> NewSessionId() {
   std::string id(kSessionIdBytes, '\0');
@@ -222,6 +225,7 @@ class MigrationRun {
 
   absl::Status RoundsAndHandover(Engine& engine) {
     RoundLoop loop(engine);
+    int blocked_freezes = 0;
     for (;;) {
       const absl::StatusOr<RoundsResult> rounds = loop.Run();
       if (!rounds.ok()) return OrCancelled(engine, rounds.status());
@@ -240,6 +244,9 @@ class MigrationRun {
         report_.status = result.status;
         report_.message = result.message;
         return absl::OkStatus();
+      }
+      if (result.may_stay_so && ++blocked_freezes == kMostBlockedFreezes) {
+        return absl::FailedPreconditionError(result.message);
       }
       if (!loop.MayGoOn()) return absl::CancelledError(result.message);
       observer_.OnNote(absl::StrCat("another round: ", result.message));

@@ -95,6 +95,13 @@ absl::Status FilePlan::AddRegular(const criu::file_entry& file) {
                                   absl::StrCat("open ", reg.name(), " (", Name(file), ")")),
                        file);
   if (reg.pos() != 0 && reg.pos() != UINT64_MAX && !S_ISCHR(reg.mode())) {
+    if (S_ISDIR(reg.mode())) {
+      // ext4 takes a position of 0 for the one it was at last when nothing has been listed before:
+      // read at its end first, a directory would seem empty once it is rewound.
+      constexpr size_t kLongestEntry = 512;
+      plan_.Call(SYS_getdents64, {fd, plan_.Room(kLongestEntry), kLongestEntry},
+                 absl::StrCat("list ", reg.name()));
+    }
     plan_.Call(SYS_lseek, {fd, reg.pos(), SEEK_SET},
                absl::StrCat("seek in ", reg.name(), " to ", reg.pos()));
   }

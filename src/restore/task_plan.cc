@@ -195,8 +195,12 @@ void TaskPlan::AddTimers(CallPlan& plan) const {
               absl::StrCat("interval timer ", which));
   };
   add(ITIMER_REAL, timers.real(), elapsed_ns_);
-  add(ITIMER_VIRTUAL, timers.virt(), 0);  // CPU time: it stood still
-  add(ITIMER_PROF, timers.prof(), 0);
+  // CPU time stood still. setitimer(2) adds a tick to it, which is the coarse clock's resolution;
+  // without taking that off, each move would put off the next signal.
+  timespec tick = {};
+  ::clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
+  add(ITIMER_VIRTUAL, timers.virt(), tick.tv_nsec);
+  add(ITIMER_PROF, timers.prof(), tick.tv_nsec);
 }
 
 void TaskPlan::AddLimits(CallPlan& plan) const {

@@ -333,7 +333,7 @@ TEST(AnySource, ANoteOfAnEarlierSleepIsNotBelieved) {
       // others.
       const int64_t slept_ms = 60'000 - Remaining(*state) / 1'000'000;
       EXPECT_GE(slept_ms, 0) << each.name;
-      EXPECT_LE(slept_ms, 560) << each.name;
+      EXPECT_LE(slept_ms, 800) << each.name;  // believed, it would be over 900
     }
   }
 }

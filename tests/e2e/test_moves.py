@@ -83,5 +83,24 @@ class EveryBlockingCall(harness.E2eTest):
                 self.assert_finishes_well(workload)
 
 
+class ManyMoves(harness.E2eTest):
+    """What is off by a little each time adds up."""
+
+    def move_many_times(self, *means):
+        # Both hosts see the directory in which its unix socket would be. It also holds a file of
+        # /proc now and then, for a moment: a freeze that meets that is tried again.
+        workload = self.lab.workload("files", "--skip", "unix-listener")
+        for _ in range(15):
+            self.lab.move(workload, *means)
+            self.assert_goes_on(workload, 20)
+        self.assert_finishes_well(workload)
+
+    def test_files(self):
+        self.move_many_times()
+
+    def test_files_without_bpf(self):
+        self.move_many_times("--no-bpf")
+
+
 if __name__ == "__main__":
     sys.exit(harness.main())

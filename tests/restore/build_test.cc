@@ -607,6 +607,38 @@ TEST_F(BuildTest, PipesKeepWhatIsInThemAndTheirSize) {
   EXPECT_THAT(*kernel::ListDescriptors(Process()), ::testing::ElementsAre(0, 1, 4));
 }
 
+TEST_F(BuildTest, ADirectoryLeftAtItsEndCanBeRewound) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  const std::string path = directory_->File("listed");
+  ASSERT_EQ(::mkdir(path.c_str(), 0700), 0);
+  for (int i = 0; i < 300; ++i) {
+    const base::UniqueFd entry(::open(absl::StrCat(path, "/entry-", i).c_str(), O_CREAT, 0600));
+    ASSERT_TRUE(entry.valid());
+  }
+  const auto list = [](int fd) {
+    alignas(8) char buffer[1024];
+    long total = 0;
+    for (long n; (n = ::syscall(SYS_getdents64, fd, buffer, sizeof buffer)) > 0;) total += n;
+    return total;
+  };
+  const base::UniqueFd before(::open(path.c_str(), O_RDONLY | O_DIRECTORY));
+  const long all = list(before.get());
+  ASSERT_GT(all, 300 * 24);
+  criu::file_entry file;
+  file.set_type(criu::REG);
+  file.mutable_reg()->set_flags(O_RDONLY | O_DIRECTORY);
+  file.mutable_reg()->set_name(path);
+  file.mutable_reg()->set_mode(S_IFDIR | 0700);
+  file.mutable_reg()->set_pos(static_cast<uint64_t>(::lseek(before.get(), 0, SEEK_CUR)));
+  AddDescriptor(state_, 3, file);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  const base::UniqueFd directory = Descriptor(3);
+  EXPECT_EQ(list(directory.get()), 0);
+  ASSERT_EQ(::lseek(directory.get(), 0, SEEK_SET), 0);
+  EXPECT_EQ(list(directory.get()), all);
+}
+
 TEST_F(BuildTest, EventTimerSignalAndPollDescriptorsComeBack) {
   ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
   criu::file_entry event;
