@@ -174,7 +174,18 @@ void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blocke
   if (process.tgid.own == 1) {
     blockers.Add("attribute pid", "the init process of its pid namespace");
   }
-  for (const kernel::ThreadRecord& thread : snapshot.threads) RefuseThreadState(thread, blockers);
+  uint64_t pending = process.shared_pending;
+  for (const kernel::ThreadRecord& thread : snapshot.threads) {
+    pending |= thread.pending;
+    RefuseThreadState(thread, blockers);
+    if (thread.personality != snapshot.threads.front().personality) {
+      blockers.Add(absl::StrCat("thread ", thread.tid.own), "has a personality of its own");
+    }
+  }
+  // The stop that the handover queues would discard it, as any stop signal does.
+  if ((pending & 1ull << (SIGCONT - 1)) != 0) {
+    blockers.Add("attribute signals", "a blocked SIGCONT is pending");
+  }
 }
 
 absl::Status RefuseRelations(const kernel::ProcessHandle& process,

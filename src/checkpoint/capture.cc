@@ -189,6 +189,10 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
                       .descriptors = {},
                       .file_ids = {}};
   PREDUMP_RETURN_IF_ERROR(FillFiles(context));
+  // Held longer, they would keep open what a running process closes.
+  if (!frozen) {
+    for (Descriptor& descriptor : context.descriptors) descriptor.duplicate = base::UniqueFd();
+  }
   if (!frozen) PREDUMP_RETURN_IF_ERROR(RefuseSharedEnds(context));
   return FillMappings(*process, vmas, flags, !frozen, files, state, blockers);
 }
@@ -208,7 +212,9 @@ absl::Status Capturer::Impl::FillTimersAndSignals(kernel::FrozenProcess& frozen,
     PREDUMP_ASSIGN_OR_RETURN(const auto signals,
                              leader.PeekPendingSignals(kernel::PendingQueue::kProcess));
     FillSignals(signals, *task.mutable_signals_s());
-    if (std::any_of(signals.begin(), signals.end(), IsIntervalAlarm)) {
+    // Taking any SIGALRM arms it, whoever sent it.
+    if (std::any_of(signals.begin(), signals.end(),
+                    [](const siginfo_t& info) { return info.si_signo == SIGALRM; })) {
       FillWaitingTimer(snapshot.process, *task.mutable_timers());
     }
     if (!armed) return absl::OkStatus();

@@ -43,21 +43,25 @@ absl::StatusOr<Descriptor> ReadOne(const kernel::ProcessHandle& process, int fd)
 absl::Status JoinShared(const kernel::ProcessHandle& process, std::vector<Descriptor>& all,
                         std::vector<size_t>& group) {
   absl::Status failure;
-  const auto order = [&](size_t a, size_t b) {
+  // One that a running process has closed meanwhile (EBADF) is equal to none.
+  const auto compare = [&](size_t a, size_t b) {
     const auto result = CompareFiles(process, all[a].fd, all[b].fd);
-    if (!result.ok()) {
-      failure.Update(result.status());
-      return all[a].fd < all[b].fd;
-    }
-    return *result == 1 || (*result == 0 && a < b);
+    if (result.ok()) return *result;
+    if (base::ErrnoOf(result.status()) != EBADF) failure.Update(result.status());
+    return all[a].fd < all[b].fd ? 1 : 2;
   };
-  std::sort(group.begin(), group.end(), order);
-  PREDUMP_RETURN_IF_ERROR(failure);
+  const auto order = [&](size_t a, size_t b) {
+    const int result = compare(a, b);
+    return result == 1 || (result == 0 && a < b);
+  };
+  // Stable: which also bears an order that changes as descriptors are closed.
+  std::stable_sort(group.begin(), group.end(), order);
   for (size_t i = 1; i < group.size(); ++i) {
-    PREDUMP_ASSIGN_OR_RETURN(const int result,
-                             CompareFiles(process, all[group[i - 1]].fd, all[group[i]].fd));
-    if (result == 0) all[group[i]].shares_with = all[group[i - 1]].shares_with;
+    if (compare(group[i - 1], group[i]) == 0) {
+      all[group[i]].shares_with = all[group[i - 1]].shares_with;
+    }
   }
+  PREDUMP_RETURN_IF_ERROR(failure);
   return absl::OkStatus();
 }
 

@@ -105,6 +105,11 @@ absl::StatusOr<kernel::ThreadRecord> ReadThread(
   record.blocked = status.blocked;
   record.pending = status.pending_thread;
   record.voluntary_switches = status.voluntary_switches;
+  PREDUMP_ASSIGN_OR_RETURN(const std::string personality,
+                           kernel::ReadThreadFile(process, tid, "personality"));
+  if (!absl::SimpleHexAtoi(absl::StripAsciiWhitespace(personality), &record.personality)) {
+    return absl::DataLossError(absl::StrCat("personality of thread ", tid, " is no number"));
+  }
   record.flags = stat.flags;
   record.atomic_flags = AtomicFlags(text, status);
   record.seccomp_mode = status.seccomp_mode;
@@ -213,7 +218,6 @@ absl::StatusOr<kernel::TaskSnapshot> SnapshotFromOutside(const kernel::ProcessHa
   if (snapshot.threads.empty()) {
     return base::TargetExited(absl::StrCat("process ", process.pid()));
   }
-  PREDUMP_ASSIGN_OR_RETURN(snapshot.threads.front().personality, kernel::ReadPersonality(process));
   return snapshot;
 }
 

@@ -245,8 +245,17 @@ absl::Status FillUnixQueues(FileContext& context) {
                                                   : "a unix socket connected to another process");
       continue;
     }
-    if (context.frozen && body.state() != images::kSocketListening) {
-      PREDUMP_RETURN_IF_ERROR(CopyQueue(context, descriptor, body));
+    if (!context.frozen || body.state() == images::kSocketListening) continue;
+    const int before = context.state.packets_size();
+    PREDUMP_RETURN_IF_ERROR(CopyQueue(context, descriptor, body));
+    const auto peer = by_inode.find(body.peer());
+    const bool from_peer =
+        peer != by_inode.end() &&
+        context.state.files(static_cast<int>(context.file_ids[peer->second]) - 1).usk().peer() ==
+            body.ino();
+    // Only a pair's other end can send them again as the one they came from.
+    if (context.state.packets_size() != before && body.type() == SOCK_DGRAM && !from_peer) {
+      context.blockers.Add(descriptor.name(), "unread messages of other sockets wait in it");
     }
   }
   return absl::OkStatus();

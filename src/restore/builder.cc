@@ -127,7 +127,9 @@ absl::Status Builder::Build() {
     return absl::OkStatus();
   };
   absl::Status built = run();
-  if (!built.ok()) RemoveBoundPaths(leader);
+  for (const FilePlan::BoundPath& bound : bound_paths_) {
+    if (leader.batch().Result(bound.bind) == 0) process_.bound_paths.push_back(bound.path);
+  }
   return built;
 }
 
@@ -266,12 +268,6 @@ void Builder::NoteTimeLeft(size_t thread, const proto::InterruptedCall& call,
          .call = number,
          .deadline_ns = base::MonotonicNanoseconds() + remaining - elapsed_ns_,
          .scratch = base::RemoteAddress(scratch)});
-  }
-}
-
-void Builder::RemoveBoundPaths(CallPlan& plan) const {
-  for (const FilePlan::BoundPath& bound : bound_paths_) {
-    if (plan.batch().Result(bound.bind) == 0) ::unlink(bound.path.c_str());
   }
 }
 

@@ -37,7 +37,6 @@ class Builder {
   absl::Status RunThreads(std::vector<CallPlan>& plans);
   absl::Status LoadRegisters();
   void NoteTimeLeft(size_t thread, const proto::InterruptedCall& call, user_regs_struct registers);
-  void RemoveBoundPaths(CallPlan& plan) const;
   void EndPhase(const char* name);
 
   LandingProcess& process_;

@@ -273,8 +273,9 @@ std::pair<int, int> FilePlan::PlacePair(const criu::file_entry* a, const criu::f
   const int first = LowestFree();
   int second = first + 1;
   while (used_[static_cast<size_t>(second)]) ++second;
-  // Beyond all numbers of the state, so that neither end is in the other's way.
-  const int aside[2] = {highest_ + 1, highest_ + 2};
+  // Beyond all numbers of the state and these two, so that neither end is in the other's way.
+  const int beyond = std::max(highest_, second) + 1;
+  const int aside[2] = {beyond, beyond + 1};
   const int got[2] = {first, second};
   for (int i = 0; i < 2; ++i) {
     plan_.Expect(plan_.Call(SYS_dup3, {got[i], aside[i], 0}, "set one end of a pair aside"),

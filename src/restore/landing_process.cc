@@ -1,5 +1,7 @@
 #include "src/restore/landing_process.h"
 
+#include <unistd.h>
+
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -22,6 +24,7 @@ LandingProcess::LandingProcess(pid_t inner, pid_t reaper_pid, kernel::Tracee lea
 
 LandingProcess::~LandingProcess() {
   if (alive_after_us) return;  // the tracees detach: it runs, or stays parked by its queued stop
+  for (const std::string& path : bound_paths) ::unlink(path.c_str());
   // The leader's exit is reported only after the other threads' (DESIGN 12.9), also those of a
   // building broken off that we have not met yet: all are attached to us from birth.
   auto tids = kernel::ListThreads(handle);

@@ -90,6 +90,7 @@ class LandingProcess {
   std::vector<user_regs_struct> final_registers;  // parallel to threads
   std::vector<uint64_t> final_masks;              // parallel to threads
   std::vector<TimeLeft> times_left;
+  std::vector<std::string> bound_paths;  // of unix sockets; taken away if it does not live
   std::vector<proto::Phase> phases;
 };
 

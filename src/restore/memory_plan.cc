@@ -205,10 +205,10 @@ void MemoryPlan::AddProtections(CallPlan& plan) const {
     start = end = 0;
   };
   // Readable and writable ones too: the landing has what once was a reservation without access, and
-  // nobody told it when that was opened but no page was written. It costs nothing where all is
-  // well.
+  // shared files with the protection of the round that mapped them; nobody told it of a change. It
+  // costs nothing where all is well.
   for (const auto& vma : state_.mm().vmas()) {
-    if (IsKernelProvided(vma) || (vma.flags() & MAP_SHARED) != 0) continue;
+    if (IsKernelProvided(vma)) continue;
     if (vma.start() != end || vma.prot() != prot) {
       flush();
       start = vma.start();
@@ -230,7 +230,9 @@ void MemoryPlan::AddAttributes(CallPlan& plan) const {
                 absl::StrCat("advice ", advice, " on the mapping ", RangeText(vma)));
     }
     if ((vma.flags() & MAP_LOCKED) != 0) {
-      plan.Call(SYS_mlock, {vma.start(), bytes}, absl::StrCat("lock ", RangeText(vma)));
+      // What nobody may touch cannot be fetched, which mlock(2) reports once it is locked.
+      plan.Call(SYS_mlock, {vma.start(), bytes}, absl::StrCat("lock ", RangeText(vma)),
+                vma.prot() == 0 ? CallPlan::OnError::kContinue : CallPlan::OnError::kStop);
     }
   }
   for (const auto& extra : state_.extra().vmas()) {
@@ -246,6 +248,13 @@ void MemoryPlan::AddAttributes(CallPlan& plan) const {
               absl::StrCat("name the mapping ", RangeText(*vma)), CallPlan::OnError::kContinue);
   }
   AddMmFields(plan);
+  constexpr uint64_t kVmLocked = 0x2000;        // VM_LOCKED, VM_LOCKONFAULT of linux/mm.h
+  constexpr uint64_t kVmLockOnFault = 0x80000;
+  const uint64_t of_new_mappings = state_.extra().mm_def_flags();
+  if ((of_new_mappings & kVmLocked) != 0) {
+    const int on_fault = (of_new_mappings & kVmLockOnFault) != 0 ? MCL_ONFAULT : 0;
+    plan.Call(SYS_mlockall, {MCL_FUTURE | on_fault}, "lock what will be mapped");
+  }
 }
 
 void MemoryPlan::AddMmFields(CallPlan& plan) const {

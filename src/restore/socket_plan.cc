@@ -113,7 +113,9 @@ absl::Status SocketPlan::AddInet(const criu::file_entry& file) {
 absl::Status SocketPlan::AddUnix(const criu::file_entry& file) {
   const criu::unix_sk_entry& socket = file.usk();
   const std::string name = absl::StrCat("unix socket ", files_.Name(file));
-  if (socket.state() == images::kSocketEstablished) {
+  // The kernel calls a datagram socket that somebody else has connected to established for ever.
+  const bool unconnected = socket.type() == SOCK_DGRAM && socket.peer() == 0;
+  if (socket.state() == images::kSocketEstablished && !unconnected) {
     const criu::file_entry* peer = nullptr;
     for (const auto& other : files_.state_.files()) {
       if (socket.peer() != 0 && other.has_usk() && other.usk().ino() == socket.peer()) {

@@ -86,7 +86,13 @@ absl::Status TaskPlan::CheckPossible() const {
 void TaskPlan::AddDescriptorRoom(CallPlan& plan, int highest) const {
   const rlimit& ours = process_.baseline.limits[RLIMIT_NOFILE];
   if (static_cast<rlim_t>(highest) < ours.rlim_cur) return;
-  const rlimit room = {ours.rlim_max, ours.rlim_max};
+  rlimit room = {ours.rlim_max, ours.rlim_max};
+  const auto& limits = task().rlimits().rlimits();
+  if (limits.size() > RLIMIT_NOFILE) {
+    // CheckPossible has seen that it may be raised.
+    room.rlim_max = std::max<rlim_t>(room.rlim_max, limits.Get(RLIMIT_NOFILE).max());
+    room.rlim_cur = room.rlim_max;
+  }
   plan.Call(SYS_prlimit64, {0, RLIMIT_NOFILE, plan.Struct(room), 0},
             "raise the limit of open files for the restore");
 }
@@ -98,6 +104,15 @@ void TaskPlan::AddEarly(CallPlan& plan) const {
     if ((registrations & (1ull << bit)) == 0) continue;
     plan.Call(SYS_membarrier, {1 << bit, 0, 0}, absl::StrCat("membarrier registration ", bit));
   }
+  // Of each thread: those that will be made have their maker's.
+  const proto::ProcessExtra& extra = state_.extra();
+  if (extra.has_personality() && extra.personality() != process_.baseline.personality) {
+    plan.Call(SYS_personality, {uint64_t{extra.personality()}},
+              absl::StrFormat("personality %x", extra.personality()));
+  }
+  // Sockets remember who made them and who listened; files, who opened them.
+  const criu::thread_core_entry& leader = state_.threads(0).core().thread_core();
+  if (leader.has_creds() && !SameCredentials(leader.creds())) AddIds(plan, leader.creds());
 }
 
 void TaskPlan::AddThreads(CallPlan& plan) const {
@@ -140,10 +155,6 @@ void TaskPlan::AddProcess(CallPlan& plan) const {
   if (task().child_subreaper()) plan.Call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1}, "subreaper");
   if (extra.thp_disabled() || state_.mm().thp_disabled()) {
     plan.Call(SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0}, "no huge pages");
-  }
-  if (extra.has_personality() && extra.personality() != process_.baseline.personality) {
-    plan.Call(SYS_personality, {uint64_t{extra.personality()}},
-              absl::StrFormat("personality %x", extra.personality()));
   }
   if (extra.mdwe_flags() != 0) {
     plan.Call(SYS_prctl, {kSetMdwe, uint64_t{extra.mdwe_flags()}, 0, 0, 0},
@@ -257,7 +268,10 @@ void TaskPlan::AddThread(CallPlan& plan, const proto::ThreadState& thread) const
   if (extra.has_timer_slack_ns() && extra.timer_slack_ns() != process_.baseline.timer_slack_ns) {
     plan.Call(SYS_prctl, {PR_SET_TIMERSLACK, extra.timer_slack_ns()}, "timer slack" + of_thread);
   }
-  const bool changes = core.has_creds() && !SameCredentials(core.creds());
+  // A thread has been made with the leader's ids.
+  const bool changes =
+      core.has_creds() && (!SameCredentials(core.creds()) ||
+                           !SameCredentials(state_.threads(0).core().thread_core().creds()));
   if (changes) AddCredentials(plan, core.creds());
   // A change of credentials clears these two; every thread puts the process-wide one back, so
   // that whichever comes last leaves it right.
@@ -324,9 +338,9 @@ bool TaskPlan::SameCredentials(const criu::creds_entry& creds) const {
          creds.secbits() == process_.baseline.secure_bits;
 }
 
-void TaskPlan::AddCredentials(CallPlan& plan, const criu::creds_entry& creds) const {
+// Capabilities stay while ids change.
+void TaskPlan::AddIds(CallPlan& plan, const criu::creds_entry& creds) const {
   const std::string who = absl::StrCat("credentials (uid ", creds.uid(), ")");
-  // Capabilities stay while ids change, and go at the end.
   plan.Call(SYS_prctl, {PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS}, who);
   plan.Call(SYS_setgroups,
             {creds.groups_size(),
@@ -339,12 +353,12 @@ void TaskPlan::AddCredentials(CallPlan& plan, const criu::creds_entry& creds) co
   plan.Call(SYS_setresuid, {uint64_t{creds.uid()}, uint64_t{creds.euid()}, uint64_t{creds.suid()}},
             who);
   plan.Call(SYS_setfsuid, {uint64_t{creds.fsuid()}}, who);
+}
+
+void TaskPlan::AddCredentials(CallPlan& plan, const criu::creds_entry& creds) const {
+  const std::string who = absl::StrCat("credentials (uid ", creds.uid(), ")");
+  AddIds(plan, creds);
   const kernel::StatusFields& ours = process_.baseline.status;
-  const uint64_t drop = ours.cap_bounding & ~CapabilityMask(creds.cap_bnd());
-  for (int bit = 0; bit < 64; ++bit) {
-    if ((drop & (1ull << bit)) == 0) continue;
-    plan.Call(SYS_prctl, {PR_CAPBSET_DROP, bit, 0, 0, 0}, "bounding set of the " + who);
-  }
   plan.Call(SYS_prctl, {PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0}, who);
   // The final secure bits may forbid the ambient set; they go in between, while CAP_SETPCAP is
   // still there.
@@ -362,13 +376,19 @@ void TaskPlan::AddCredentials(CallPlan& plan, const criu::creds_entry& creds) co
     plan.Call(SYS_capset, {plan.Struct(header), plan.Struct(data)},
               absl::StrCat("capabilities of the ", who));
   };
-  if (ambient != 0) {
+  // Before the bounding set shrinks: what is not in it cannot become inheritable.
+  if ((ambient | inheritable) != 0) {
     set_capabilities(ours.cap_permitted, ours.cap_permitted);
     for (int bit = 0; bit < 64; ++bit) {
       if ((ambient & (1ull << bit)) == 0) continue;
       plan.Call(SYS_prctl, {PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, bit, 0, 0},
                 "ambient set of the " + who);
     }
+  }
+  const uint64_t drop = ours.cap_bounding & ~CapabilityMask(creds.cap_bnd());
+  for (int bit = 0; bit < 64; ++bit) {
+    if ((drop & (1ull << bit)) == 0) continue;
+    plan.Call(SYS_prctl, {PR_CAPBSET_DROP, bit, 0, 0, 0}, "bounding set of the " + who);
   }
   plan.Call(SYS_prctl, {PR_SET_SECUREBITS, uint64_t{creds.secbits()}}, "secure bits of the " + who);
   set_capabilities(CapabilityMask(creds.cap_eff()), permitted);

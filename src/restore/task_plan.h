@@ -46,6 +46,7 @@ class TaskPlan {
   const criu::task_core_entry& task() const { return state_.threads(0).core().tc(); }
   void AddSignalActions(CallPlan& plan) const;
   void AddTimers(CallPlan& plan) const;
+  void AddIds(CallPlan& plan, const criu::creds_entry& creds) const;
   void AddLimits(CallPlan& plan) const;
   void AddScheduling(CallPlan& plan, const proto::ThreadState& thread) const;
   void AddCredentials(CallPlan& plan, const criu::creds_entry& creds) const;

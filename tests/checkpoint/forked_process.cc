@@ -1,8 +1,10 @@
 #include "tests/checkpoint/forked_process.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "src/base/errors.h"
 #include "src/images/image_set.h"
+#include "src/kernel/procfs.h"
 
 namespace predump::checkpoint::testing {
 namespace {
@@ -78,6 +81,13 @@ ForkedProcess::ForkedProcess(const Body& set_up, const Body& go_on) {
     std::abort();
   }
   handle_.emplace(*std::move(handle));
+  if (go_on) return;
+  // Asleep for ever, where it can be compared with itself. Nothing tells when that begins.
+  for (;;) {
+    const auto call = kernel::ReadThreadSyscall(*handle_, pid_);
+    if (call.ok() && !call->running && call->number == SYS_pause) return;
+    ::sched_yield();
+  }
 }
 
 ForkedProcess::~ForkedProcess() {

@@ -607,6 +607,26 @@ TEST_F(BuildTest, PipesKeepWhatIsInThemAndTheirSize) {
   EXPECT_THAT(*kernel::ListDescriptors(Process()), ::testing::ElementsAre(0, 1, 4));
 }
 
+// Protections change while rounds go on, and only those of the freeze count.
+TEST_F(BuildTest, SharedFilesGetTheProtectionOfTheFreeze) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  uint64_t start = 0;
+  for (auto& vma : *state_.mutable_mm()->mutable_vmas()) {
+    if ((vma.flags() & MAP_SHARED) == 0 || vma.prot() != (PROT_READ | PROT_WRITE)) continue;
+    start = vma.start();
+    vma.set_prot(PROT_READ);
+  }
+  ASSERT_NE(start, 0u);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  const auto maps = kernel::ReadMaps(Process());
+  ASSERT_TRUE(maps.ok());
+  for (const kernel::MapsEntry& entry : *maps) {
+    if (entry.range.start().value() != start) continue;
+    EXPECT_EQ(entry.prot, PROT_READ);
+  }
+}
+
 TEST_F(BuildTest, ADirectoryLeftAtItsEndCanBeRewound) {
   ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
   const std::string path = directory_->File("listed");
