@@ -91,11 +91,21 @@ void Refuse(Vma& vma, std::string why) {
   vma.why_unsupported = std::move(why);
 }
 
-// The marker that MADV_GUARD_INSTALL plants has no VmFlag before Linux 6.19, only a page category
-// (6.15). On older kernels the scan refuses the category, and nothing tells.
-absl::Status RefuseGuardRegions(const kernel::ProcessHandle& process, std::vector<Vma>& vmas) {
+}  // namespace
+
+void RefuseGuarded(VmaList& vmas, const base::AddressRange& range) {
+  for (Vma& vma : vmas.mutable_vmas()) {
+    if (vma.range.start() < range.end() && range.start() < vma.range.end()) {
+      Refuse(vma, "guard regions (MADV_GUARD_INSTALL)");
+    }
+  }
+}
+
+absl::StatusOr<std::vector<base::AddressRange>> RefuseGuardRegions(
+    const kernel::ProcessHandle& process, VmaList& vmas) {
+  std::vector<base::AddressRange> guarded;
   PREDUMP_ASSIGN_OR_RETURN(const kernel::PagemapFile pagemap, kernel::PagemapFile::Open(process));
-  for (Vma& vma : vmas) {
+  for (Vma& vma : vmas.mutable_vmas()) {
     if (!vma.is_private_memory() && vma.kind != VmaKind::kFileShared) continue;
     kernel::PageRegion first;
     const auto scan = pagemap.Scan({.range = vma.range,
@@ -104,17 +114,16 @@ absl::Status RefuseGuardRegions(const kernel::ProcessHandle& process, std::vecto
                                     .max_pages = 1},
                                    std::span(&first, 1));
     if (scan.ok() && scan->count > 0) {
+      guarded.push_back(vma.range);
       Refuse(vma, "guard regions (MADV_GUARD_INSTALL)");
     } else if (base::IsTargetExited(scan.status())) {
       return scan.status();
     } else if (!scan.ok()) {
-      return absl::OkStatus();
+      break;
     }
   }
-  return absl::OkStatus();
+  return guarded;
 }
-
-}  // namespace
 
 Vma ClassifyMapping(const kernel::MapsEntry& entry, const kernel::VmaFlags& flags) {
   Vma vma;
@@ -157,7 +166,7 @@ absl::StatusOr<VmaList> VmaList::Read(const kernel::ProcessHandle& process, bool
     PREDUMP_ASSIGN_OR_RETURN(const std::vector<kernel::VmaFlags> flags,
                              kernel::ReadSmapsFlags(process));
     OverlayFlags(list, flags);
-    PREDUMP_RETURN_IF_ERROR(RefuseGuardRegions(process, list.vmas_));
+    PREDUMP_RETURN_IF_ERROR(RefuseGuardRegions(process, list).status());
   }
   return list;
 }

@@ -80,6 +80,14 @@ class VmaList {
 // that meets none keeps what it had.
 void OverlayFlags(VmaList& vmas, std::span<const kernel::VmaFlags> flags);
 
+// Refuses mappings with guard regions, and tells which. The marker that MADV_GUARD_INSTALL plants
+// has no VmFlag before Linux 6.19, only a page category (6.15): a walk through all page tables. On
+// older kernels the scan refuses the category, and nothing tells. Errors: TargetExited.
+absl::StatusOr<std::vector<base::AddressRange>> RefuseGuardRegions(
+    const kernel::ProcessHandle& process, VmaList& vmas);
+// Refuses what overlaps `range`, which was found guarded.
+void RefuseGuarded(VmaList& vmas, const base::AddressRange& range);
+
 }  // namespace predump::pagemap
 
 #endif  // PREDUMP_PAGEMAP_VMA_H_

@@ -169,6 +169,17 @@ def sealed_mapping(directory):
     syscall(462, ctypes.c_void_p(address), ctypes.c_size_t(8192), 0)
 
 
+def guard_region(directory):
+    LIBC.mmap.restype = ctypes.c_void_p
+    address = LIBC.mmap(None, ctypes.c_size_t(16384), 3, 0x22, -1, ctypes.c_long(0))
+    syscall(28, ctypes.c_void_p(address), ctypes.c_size_t(4096), 102)  # MADV_GUARD_INSTALL
+
+
+def pending_continue(directory):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT])
+    os.kill(os.getpid(), signal.SIGCONT)
+
+
 def protection_key(directory):
     key = syscall(330, 0, 0)
     LIBC.mmap.restype = ctypes.c_void_p

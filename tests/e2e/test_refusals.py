@@ -39,6 +39,8 @@ BLOCKERS = {
     "own-hostname": r"(?i)uts|namespace",
     "user-dispatch": r"(?i)dispatch",
     "sealed-mapping": r"(?i)mapping.*seal",
+    "guard-region": r"(?i)mapping.*guard",
+    "pending-continue": r"SIGCONT",
     "traced": r"(?i)trace",
 }
 # Where the processor or the kernel lacks the thing itself, there is nothing to refuse.

@@ -18,7 +18,8 @@ constexpr std::array kRawFlags = {
     RawFlag{4, VmFlag::kMayRead},           RawFlag{5, VmFlag::kMayWrite},
     RawFlag{6, VmFlag::kMayExecute},        RawFlag{7, VmFlag::kMayShare},
     RawFlag{8, VmFlag::kGrowsDown},         RawFlag{9, VmFlag::kUffdMissing},
-    RawFlag{10, VmFlag::kPurePfn},          RawFlag{12, VmFlag::kUffdWriteProtect},
+    RawFlag{10, VmFlag::kPurePfn},          RawFlag{11, VmFlag::kGuard},  // 6.19
+    RawFlag{12, VmFlag::kUffdWriteProtect},
     RawFlag{13, VmFlag::kLocked},           RawFlag{14, VmFlag::kIo},
     RawFlag{15, VmFlag::kSequential},       RawFlag{16, VmFlag::kRandom},
     RawFlag{17, VmFlag::kDontCopy},         RawFlag{18, VmFlag::kDontExpand},
@@ -38,6 +39,12 @@ constexpr std::array kRawFlags = {
 constexpr int kProtectionKeyShift = 32;
 constexpr uint64_t kProtectionKeyMask = 0xf;
 
+constexpr uint64_t KnownBits() {
+  uint64_t bits = kProtectionKeyMask << kProtectionKeyShift;
+  for (const RawFlag& raw : kRawFlags) bits |= 1ull << raw.bit;
+  return bits;
+}
+
 }  // namespace
 
 VmaFlags FlagsOf(const VmaRecord& vma) {
@@ -46,6 +53,7 @@ VmaFlags FlagsOf(const VmaRecord& vma) {
   for (const RawFlag& raw : kRawFlags) {
     if ((vma.vm_flags >> raw.bit & 1) != 0) flags.bits |= static_cast<uint64_t>(raw.flag);
   }
+  if ((vma.vm_flags & ~KnownBits()) != 0) flags.bits |= static_cast<uint64_t>(VmFlag::kUnknown);
   flags.protection_key = static_cast<int>(vma.vm_flags >> kProtectionKeyShift & kProtectionKeyMask);
   return flags;
 }
