@@ -1,5 +1,6 @@
 // predump: moves a running Linux process to another machine while it keeps running.
 #include <stdio.h>
+#include <sys/resource.h>
 
 #include <exception>
 #include <string>
@@ -41,7 +42,16 @@ void SetUpLog(const CommonOptions& common, bool terminal) {
   spdlog::set_default_logger(logger);
 }
 
+// Capturing holds a duplicate of each descriptor of the process.
+void RaiseDescriptorLimit() {
+  struct rlimit limit;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int Main(int argc, char** argv) {
+  RaiseDescriptorLimit();
   CLI::App app("Moves a running process to another machine while it keeps running.", "predump");
   app.set_version_flag("--version,-V", PREDUMP_VERSION);
   app.footer(

@@ -28,7 +28,13 @@ absl::StatusOr<std::unique_ptr<SignalWatcher>> SignalWatcher::Start(
   watcher->stop_ = base::UniqueFd(::eventfd(0, EFD_CLOEXEC));
   if (!watcher->stop_.valid()) return base::ErrnoError(errno, "eventfd");
   watcher->on_request_ = std::move(on_request);
-  watcher->thread_ = std::thread([raw = watcher.get(), time_limit] { raw->Run(time_limit); });
+  watcher->thread_ = std::thread([raw = watcher.get(), time_limit] {
+    // SIGCHLD of a tracee is for the tracer's thread, which waits for it.
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    raw->Run(time_limit);
+  });
   return watcher;
 }
 

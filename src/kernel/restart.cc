@@ -123,6 +123,11 @@ bool ReturnsEintrAfterStop(uint64_t number) {
     case SYS_sendto:
     case SYS_sendmsg:
     case SYS_sendmmsg:
+    case SYS_connect:  // repeated, it goes on waiting for the same connection
+    case SYS_preadv2:  // with offset -1 like readv(2) and writev(2)
+    case SYS_pwritev2:
+    case SYS_sendfile:
+    case SYS_splice:
       return true;
     default:
       return false;

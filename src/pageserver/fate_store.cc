@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -62,6 +63,7 @@ absl::StatusOr<std::string> ReadBootId() {
 
 // More than any record needs, so that a shorter one leaves nothing of a longer one behind.
 constexpr size_t kRecordBytes = 512;
+constexpr size_t kStoreIdBytes = 16;
 
 absl::StatusOr<uint64_t> OwnPidNamespace() {
   struct stat st;
@@ -167,8 +169,26 @@ absl::StatusOr<FateRecord> FateRecord::Parse(absl::string_view text) {
 absl::StatusOr<FateStore> FateStore::Open(const std::string& state_directory) {
   FateStore store(absl::StrCat(state_directory, "/target"));
   PREDUMP_RETURN_IF_ERROR(base::MakePrivateDirectory(store.directory_));
-  PREDUMP_RETURN_IF_ERROR(store.Lock());
+  PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, store.Lock());
+  PREDUMP_RETURN_IF_ERROR(store.ReadOrMakeId());
   return store;
+}
+
+absl::Status FateStore::ReadOrMakeId() {
+  const std::string path = absl::StrCat(directory_, "/store-id");
+  const absl::StatusOr<std::string> text = base::ReadWholeFile(path);
+  if (text.ok()) {
+    id_ = absl::HexStringToBytes(absl::StripAsciiWhitespace(*text));
+    if (id_.size() == kStoreIdBytes) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(path, " holds no id of a store"));
+  }
+  if (base::ErrnoOf(text.status()) != ENOENT) return text.status();
+  id_.resize(kStoreIdBytes);
+  if (::getrandom(id_.data(), id_.size(), 0) != static_cast<ssize_t>(id_.size())) {
+    return base::ErrnoError(errno, "getrandom");
+  }
+  return base::WriteFileAtomically(path, absl::StrCat(absl::BytesToHexString(id_), "\n"),
+                                   base::Durability::kProcessDeath);
 }
 
 absl::StatusOr<base::UniqueFd> FateStore::Lock() const {
@@ -412,11 +432,9 @@ absl::Status FateStore::SettleOne(const std::string& session_id, absl::Duration 
   if (!record.ok() || absl::Now() - record->written < limit) return absl::OkStatus();
   PREDUMP_ASSIGN_OR_RETURN(const bool lives, SessionLives(session_id));
   if (lives || record->state == FateState::kCommitted) return absl::OkStatus();
-  if (record->state == FateState::kReleased) {
-    PREDUMP_ASSIGN_OR_RETURN(const std::optional<kernel::ProcessHandle> landing,
-                             FindLanding(*record->landing));
-    if (landing.has_value()) return absl::OkStatus();
-  }
+  // A source that never said Done may still be parked and ask: forgotten, "it never ran" would be
+  // the answer, and a second copy would run.
+  if (record->state == FateState::kReleased) return absl::OkStatus();
   Remove(session_id);
   return absl::OkStatus();
 }

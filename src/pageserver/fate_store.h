@@ -84,6 +84,9 @@ class FateStore {
   // Makes DIR/target (0700) where it is not there.
   static absl::StatusOr<FateStore> Open(const std::string& state_directory);
 
+  // 16 random bytes, made with the store: tells it from an empty one that knows of no session.
+  const std::string& id() const { return id_; }
+
   // Records `preparing`. InvalidArgument for an id that is not 16 bytes; FailedPrecondition where
   // the session has a fate, or a live process, already.
   absl::StatusOr<LiveSession> BeginSession(absl::string_view session_id);
@@ -110,12 +113,13 @@ class FateStore {
   absl::StatusOr<Fate> Decide(absl::string_view session_id);
 
   // Brings to an end what dead sessions left between commit and resumption, and forgets fates older
-  // than `limit`: those of released processes only once these have exited, since "unknown" would
-  // mean "may run at the source". Returns the first error, after trying all.
+  // than `limit`, but none of a released process: its source may still be parked, and "unknown"
+  // means "may run at the source". Returns the first error, after trying all.
   absl::Status Settle(absl::Duration limit);
 
  private:
   explicit FateStore(std::string directory) : directory_(std::move(directory)) {}
+  absl::Status ReadOrMakeId();
 
   absl::StatusOr<base::UniqueFd> Lock() const;
   std::string PathOf(absl::string_view session_id) const;
@@ -133,6 +137,7 @@ class FateStore {
   absl::Status SettleOne(const std::string& session_id, absl::Duration limit);
 
   std::string directory_;
+  std::string id_;
 };
 
 }  // namespace predump::pageserver

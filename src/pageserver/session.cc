@@ -73,7 +73,8 @@ class Session {
  private:
   // The whole session. An error: nothing came of it, but for decided_elsewhere_.
   absl::StatusOr<int> Converse() {
-    PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ReadHostFacts());
+    PREDUMP_ASSIGN_OR_RETURN(proto::HostFacts facts, checkpoint::ReadHostFacts());
+    facts.set_fate_store_id(store_.id());
     PREDUMP_RETURN_IF_ERROR(transport::ServerHandshake(link_.control(), facts,
                                                        Deadline::After(options_.hello_timeout)));
     PREDUMP_ASSIGN_OR_RETURN(const std::optional<ControlFrame> frame, AnswerQuestions());

@@ -19,6 +19,7 @@
 #include "src/kernel/procfs.h"
 #include "src/pagemap/page_hash.h"
 #include "src/predump/journal.h"
+#include "src/transport/socket.h"
 
 namespace predump {
 namespace {
@@ -99,6 +100,9 @@ class Handover {
   absl::StatusOr<HandoverResult> LetGo(kernel::FrozenProcess frozen, absl::string_view why,
                                        bool may_stay) {
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
+    engine_.limiter = transport::BandwidthLimiter(engine_.options.bandwidth_per_second);
+    PREDUMP_RETURN_IF_ERROR(transport::SetSendTimeout(engine_.link.data().fd(),
+                                                      transport::DataWriter::kStallTimeout));
     engine_.report.phases.clear();
     HandoverResult result;
     result.message = std::string(why);
@@ -110,7 +114,7 @@ class Handover {
   // Everything up to Ready, and the comparison of memory where asked for. Nothing is decided yet.
   absl::Status BringToReady(kernel::FrozenProcess& frozen) {
     PREDUMP_RETURN_IF_ERROR(engine_.watch.CheckSameProgram());
-    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine_.layout.Read());
+    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine_.layout.ReadFrozen());
     clock_->Mark("layout");
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::DirtySet dirty, engine_.tracker.FinalScan(vmas));
     clock_->Mark("last scan");
@@ -140,8 +144,9 @@ class Handover {
     PREDUMP_ASSIGN_OR_RETURN(
         const proto::Ready ready,
         engine_.link.control().Expect<proto::Ready>(
-            proto::CONTROL_READY,
-            engine_.options.verify ? Deadline::After(kVerifyTimeout) : deadline));
+            proto::CONTROL_READY, engine_.options.verify
+                                      ? Deadline::After(engine_.options.freeze_timeout)
+                                      : deadline));
     clock_->Mark("ready");
     AddPhases(ready.phases(), engine_.report);
     if (engine_.options.verify) {
@@ -168,11 +173,22 @@ class Handover {
   void ShutDownTcpSockets() {
     for (const int descriptor : tcp_descriptors_) {
       const absl::StatusOr<base::UniqueFd> socket = engine_.process.GetDescriptor(descriptor);
-      if (socket.ok()) ::shutdown(socket->get(), SHUT_RDWR);
+      // A listener may be shared with a process that stays (socket activation), and is then its own
+      // business.
+      int listens = 0;
+      socklen_t size = sizeof listens;
+      if (socket.ok() &&
+          ::getsockopt(socket->get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
+          listens == 0) {
+        ::shutdown(socket->get(), SHUT_RDWR);
+      }
     }
   }
 
   absl::Status SendLastRound(const pagemap::VmaList& vmas, const pagemap::DirtySet& dirty) {
+    // Frozen, it waits for nobody longer than it may.
+    PREDUMP_RETURN_IF_ERROR(
+        transport::SetSendTimeout(engine_.link.data().fd(), engine_.options.freeze_timeout));
     engine_.limiter.Lift();
     PREDUMP_RETURN_IF_ERROR(engine_.sender.SendLayout(vmas));
     PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages, engine_.sender.SendDirty(dirty, nullptr));
@@ -324,7 +340,10 @@ class Handover {
       spdlog::warn("page source: {}", std::string(finished.message()));
     }
     const absl::Status killed = std::move(frozen).Kill();
-    if (!killed.ok() && !base::IsTargetExited(killed)) {
+    // Killed it is: a large one gives back its memory for as long as that takes.
+    if (absl::IsDeadlineExceeded(killed)) {
+      spdlog::warn("{}", std::string(killed.message()));
+    } else if (!killed.ok() && !base::IsTargetExited(killed)) {
       return HandoverResult{
           MigrationStatus::kParked,
           absl::StrCat("it runs at the target, but the parked copy here could not be ended (",
@@ -360,7 +379,8 @@ class Handover {
     absl::Status silence = why;
     while (!until.passed()) {
       absl::StatusOr<proto::Fate> fate = AskFate(engine_.options.link, proto::HostFacts(),
-                                                 engine_.session_id, entry_.target_boot_id);
+                                                 engine_.session_id,
+                                                 {entry_.target_boot_id, entry_.target_store_id});
       if (fate.ok() && fate->outcome() == proto::Fate::RUNNING) {
         engine_.report.downtime = clock_->SinceStart();
         return Complete(std::move(frozen), static_cast<pid_t>(fate->restored_pid()));
@@ -402,6 +422,7 @@ absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {
   PREDUMP_ASSIGN_OR_RETURN(entry.command, kernel::ReadComm(engine.process));
   entry.target = engine.options.link.address.ToString();
   entry.target_boot_id = engine.link.server().host().boot_id();
+  entry.target_store_id = engine.link.server().host().fate_store_id();
   PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
                            kernel::ProcessHandle::Open(::getpid()));
   entry.engine_pid = self.pid();

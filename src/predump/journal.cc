@@ -37,6 +37,7 @@ absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& t
     entry.command = json.at("command").get<std::string>();
     entry.target = json.at("target").get<std::string>();
     entry.target_boot_id = json.at("target-boot-id").get<std::string>();
+    entry.target_store_id = absl::HexStringToBytes(json.value("target-store-id", ""));
     entry.engine_pid = json.at("engine-pid").get<int64_t>();
     entry.engine_start_time_ticks = json.at("engine-start-time-ticks").get<uint64_t>();
   } catch (const nlohmann::json::exception& e) {
@@ -69,6 +70,7 @@ absl::Status Journal::Prepare(const JournalEntry& entry) const {
       {"command", entry.command},
       {"target", entry.target},
       {"target-boot-id", entry.target_boot_id},
+      {"target-store-id", absl::BytesToHexString(entry.target_store_id)},
       {"engine-pid", entry.engine_pid},
       {"engine-start-time-ticks", entry.engine_start_time_ticks},
   };

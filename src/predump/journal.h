@@ -30,6 +30,8 @@ struct JournalEntry {
   // Of the host that answered there: after a restart, or on another host, a page server knows
   // nothing of the session, and that must not pass for "it never ran".
   std::string target_boot_id;
+  // The store of fates there: a server with another one knows as little.
+  std::string target_store_id;
   int64_t engine_pid = 0;
   uint64_t engine_start_time_ticks = 0;
 

@@ -72,14 +72,21 @@ absl::StatusOr<ClockOffsets> TargetLink::MeasureClocks() {
 }
 
 absl::StatusOr<proto::Fate> AskFate(const LinkOptions& options, const proto::HostFacts& facts,
-                                    const std::string& session_id, const std::string& boot_id) {
+                                    const std::string& session_id, const TargetIdentity& target) {
   Cancellation never;
   PREDUMP_ASSIGN_OR_RETURN(TargetLink link, TargetLink::Connect(options, facts, never));
-  if (link.server().host().boot_id() != boot_id) {
+  const proto::HostFacts& host = link.server().host();
+  if (host.boot_id() != target.boot_id) {
     return absl::FailedPreconditionError(
         absl::StrCat("the host at ", options.address.ToString(),
                      " is not the one the process was sent to, or was restarted since: boot ",
-                     link.server().host().boot_id(), " instead of ", boot_id));
+                     host.boot_id(), " instead of ", target.boot_id));
+  }
+  if (host.fate_store_id() != target.store_id) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the page server at ", options.address.ToString(),
+                     " keeps its records elsewhere than the one the process was sent to, and knows "
+                     "nothing of it; start it with the --state-dir that one had"));
   }
   proto::QueryFate query;
   query.set_session_id(session_id);

@@ -75,10 +75,14 @@ class TargetLink {
 };
 
 // Asks any server with the session's records what became of it; connects anew. FailedPrecondition
-// where the host that answers is not the boot of the host the session was held with: only records
-// of that one tell.
+// where the host that answers is not the boot of the host the session was held with, or its records
+// are not that one's: only they tell.
+struct TargetIdentity {
+  std::string boot_id;
+  std::string store_id;
+};
 absl::StatusOr<proto::Fate> AskFate(const LinkOptions& options, const proto::HostFacts& facts,
-                                    const std::string& session_id, const std::string& boot_id);
+                                    const std::string& session_id, const TargetIdentity& target);
 
 }  // namespace predump
 

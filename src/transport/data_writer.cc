@@ -59,10 +59,7 @@ absl::StatusOr<DataWriter> DataWriter::Start(base::UniqueFd socket, absl::string
         absl::StrCat("a data token has ", kTokenBytes, " bytes, not ", token.size()));
   }
   PREDUMP_RETURN_IF_ERROR(SetBlocking(socket.get(), true));
-  const timeval timeout = absl::ToTimeval(stall_timeout);
-  if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) != 0) {
-    return base::ErrnoError(errno, "setsockopt SO_SNDTIMEO");
-  }
+  PREDUMP_RETURN_IF_ERROR(SetSendTimeout(socket.get(), stall_timeout));
   DataWriter writer(std::move(socket));
   writer.Gather(&kDataMagic, sizeof kDataMagic);
   writer.Gather(token.data(), token.size());

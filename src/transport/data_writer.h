@@ -32,10 +32,12 @@ namespace predump::transport {
 
 class DataWriter {
  public:
+  static constexpr absl::Duration kStallTimeout = absl::Seconds(30);
+
   // Takes a connected stream socket and sends the preamble. `token` is 16 bytes (BeginReply).
   // `stall_timeout` bounds how long one write may make no progress at all.
   static absl::StatusOr<DataWriter> Start(base::UniqueFd socket, absl::string_view token,
-                                          absl::Duration stall_timeout = absl::Seconds(30));
+                                          absl::Duration stall_timeout = kStallTimeout);
 
   // For PageSource::PushTo, and for poll(2): readable means an acknowledgement or an error waits.
   int fd() const { return socket_.get(); }

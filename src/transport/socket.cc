@@ -160,6 +160,14 @@ absl::StatusOr<AcceptedConnection> Accept(int listening_fd) {
   return AcceptedConnection{std::move(fd), address};
 }
 
+absl::Status SetSendTimeout(int fd, absl::Duration timeout) {
+  const timeval value = absl::ToTimeval(timeout);
+  if (::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &value, sizeof value) != 0) {
+    return base::ErrnoError(errno, "setsockopt SO_SNDTIMEO");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SetBlocking(int fd, bool blocking) {
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags < 0) return base::ErrnoError(errno, "fcntl F_GETFL");

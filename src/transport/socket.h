@@ -54,6 +54,9 @@ absl::StatusOr<AcceptedConnection> Accept(int listening_fd);
 // Applies `options` and TCP_NODELAY to a connected TCP socket.
 absl::Status ApplyOptions(int fd, const SocketOptions& options);
 
+// SO_SNDTIMEO: how long a blocking send waits for a peer that takes nothing.
+absl::Status SetSendTimeout(int fd, absl::Duration timeout);
+
 // O_NONBLOCK on or off.
 absl::Status SetBlocking(int fd, bool blocking);
 

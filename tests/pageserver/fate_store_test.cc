@@ -368,15 +368,30 @@ TEST_F(FateStoreTest, SettleFinishesWhatADeadSessionLeft) {
   EXPECT_TRUE(Record().resumed);
 }
 
-TEST_F(FateStoreTest, SettleForgetsOldFatesButNotOfProcessesThatLive) {
-  LeaveIn(FateState::kReleased, /*resumed=*/true);
-  ASSERT_TRUE(Open().Settle(absl::ZeroDuration()).ok());
-  EXPECT_TRUE(HasRecord());
-  landing_.Kill();
+TEST_F(FateStoreTest, SettleForgetsOldFatesOfWhatNeverRan) {
+  LeaveIn(FateState::kDestroyed);
   ASSERT_TRUE(Open().Settle(absl::Hours(1)).ok());
   EXPECT_TRUE(HasRecord());
   ASSERT_TRUE(Open().Settle(absl::ZeroDuration()).ok());
   EXPECT_FALSE(HasRecord());
+}
+
+// Its source may still be parked, and would resume it if told that nobody knows of it.
+TEST_F(FateStoreTest, WhatRanIsNeverForgottenWithoutDone) {
+  LeaveIn(FateState::kReleased, /*resumed=*/true);
+  landing_.Kill();
+  ASSERT_TRUE(Open().Settle(absl::ZeroDuration()).ok());
+  EXPECT_TRUE(HasRecord());
+  EXPECT_EQ(Open().Decide(kId)->outcome, Outcome::kRunning);
+}
+
+TEST_F(FateStoreTest, EachStoreHasAnIdOfItsOwnThatStays) {
+  const std::string id = Open().id();
+  EXPECT_EQ(id.size(), 16u);
+  EXPECT_EQ(Open().id(), id);
+  const auto elsewhere = test_support::TempDir::Create();
+  ASSERT_TRUE(elsewhere.ok());
+  EXPECT_NE(FateStore::Open(elsewhere->path())->id(), id);
 }
 
 TEST_F(FateStoreTest, SettleLeavesLiveSessionsAlone) {

@@ -27,9 +27,12 @@ void EndOnSigterm() {
 
 int Main(int argc, char** argv) {
   Options options(argc, argv, "eintr: one blocking call, again and again");
-  const bool list = options.Flag("list", "print the names of the calls and exit");
+  const bool list = options.Flag("list", "print the names of the calls, \"timed\" or \"endless\"");
   if (list) {
-    for (const BlockingCall& call : MakeBlockingCalls()) printf("%s\n", call.name.c_str());
+    for (const BlockingCall& call : MakeBlockingCalls()) {
+      const bool timed = call.returns == BlockingCall::Returns::kAtTimeout;
+      printf("%s %s\n", call.name.c_str(), timed ? "timed" : "endless");
+    }
     return 0;
   }
   Workload workload("eintr", options);
