@@ -48,11 +48,11 @@ absl::Status ToStatus(const absl::StatusOr<T>& status) {
 
 }  // namespace predump::base
 
-#define PREDUMP_RETURN_IF_ERROR(expression)                         \
-  do {                                                              \
+#define PREDUMP_RETURN_IF_ERROR(expression)                           \
+  do {                                                                \
     if (auto&& predump_status = (expression); !predump_status.ok()) { \
-      return ::predump::base::internal::ToStatus(predump_status);   \
-    }                                                               \
+      return ::predump::base::internal::ToStatus(predump_status);     \
+    }                                                                 \
   } while (false)
 
 #define PREDUMP_CONCAT_INNER(a, b) a##b

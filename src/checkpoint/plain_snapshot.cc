@@ -133,8 +133,7 @@ struct ProcessCalls {
   size_t actions[kernel::kSignals];
 
   explicit ProcessCalls(CallList& calls) {
-    clock =
-        calls.AddWithBuffer(SYS_clock_gettime, {CLOCK_MONOTONIC}, 1, sizeof(struct timespec));
+    clock = calls.AddWithBuffer(SYS_clock_gettime, {CLOCK_MONOTONIC}, 1, sizeof(struct timespec));
     for (uint64_t which = 0; which < 3; ++which) {
       timers[which] = calls.AddWithBuffer(SYS_getitimer, {which}, 1, sizeof(struct itimerval));
     }
@@ -268,12 +267,11 @@ absl::Status PlainSnapshotReader::FillCalls(kernel::FrozenProcess& frozen,
     PREDUMP_ASSIGN_OR_RETURN(const bool dispatched, tracee.UsesSyscallUserDispatch());
     record.dispatch_on = dispatched ? 1 : 0;
     PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, tracee.GetRegisters());
-    const StoppedCall notes = {
-        .early = find(early_notes_, tracee.tid()),
-        .late = find(late_notes_, tracee.tid()),
-        .switches = record.voluntary_switches,
-        .frozen_ns = static_cast<int64_t>(snapshot.process.monotonic_now),
-        .clock_offset_ns = clock_offset_ns_};
+    const StoppedCall notes = {.early = find(early_notes_, tracee.tid()),
+                               .late = find(late_notes_, tracee.tid()),
+                               .switches = record.voluntary_switches,
+                               .frozen_ns = static_cast<int64_t>(snapshot.process.monotonic_now),
+                               .clock_offset_ns = clock_offset_ns_};
     PREDUMP_ASSIGN_OR_RETURN(record.restart,
                              RestartBlockFromNotes(*process_, tracee.tid(), registers, notes));
   }

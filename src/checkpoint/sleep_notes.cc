@@ -34,12 +34,11 @@ std::optional<int64_t> TimespecAt(const kernel::ProcessHandle& process, uint64_t
 
 // The note of the call as it was made first, where it goes on as restart_syscall(2).
 const CallNote* FirstNote(const user_regs_struct& r, const StoppedCall& notes) {
-  const bool known = notes.early != nullptr && notes.early->sleep.has_value() &&
-                     notes.late != nullptr && notes.late->sleep.has_value() &&
-                     notes.early->call.number != SYS_restart_syscall &&
-                     IsSameCall(notes.early->call, r) &&
-                     notes.early->sleep->GoesOnIn(*notes.late->sleep) &&
-                     notes.late->sleep->LastedUntilStop(notes.switches);
+  const bool known =
+      notes.early != nullptr && notes.early->sleep.has_value() && notes.late != nullptr &&
+      notes.late->sleep.has_value() && notes.early->call.number != SYS_restart_syscall &&
+      IsSameCall(notes.early->call, r) && notes.early->sleep->GoesOnIn(*notes.late->sleep) &&
+      notes.late->sleep->LastedUntilStop(notes.switches);
   return known ? notes.early : nullptr;
 }
 
@@ -119,9 +118,8 @@ absl::StatusOr<CallNotes> NoteSleepers(const kernel::ProcessHandle& process) {
     const auto call = kernel::ReadThreadSyscall(process, tid);
     // It exited, or it is being stopped by nobody and asleep in nothing.
     if (!call.ok() || call->running || call->number < 0) continue;
-    CallNote note{.call = *call,
-                  .sleep = kernel::SleepNote::Take(process, tid, clocks),
-                  .wait_channel = {}};
+    CallNote note{
+        .call = *call, .sleep = kernel::SleepNote::Take(process, tid, clocks), .wait_channel = {}};
     if (call->number == SYS_restart_syscall) {
       note.wait_channel = kernel::ReadThreadWaitChannel(process, tid).value_or("");
     }

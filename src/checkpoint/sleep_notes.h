@@ -22,7 +22,7 @@ namespace predump::checkpoint {
 struct CallNote {
   kernel::SyscallState call;
   std::optional<kernel::SleepNote> sleep;  // nullopt where the kernel hides it
-  std::string wait_channel;                // only of restart_syscall(2), which hides what it repeats
+  std::string wait_channel;  // only of restart_syscall(2), which hides what it repeats
 };
 
 // By thread id. Threads that run are left out.

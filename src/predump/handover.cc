@@ -101,8 +101,8 @@ class Handover {
                                        bool may_stay) {
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
     engine_.limiter = transport::BandwidthLimiter(engine_.options.bandwidth_per_second);
-    PREDUMP_RETURN_IF_ERROR(transport::SetSendTimeout(engine_.link.data().fd(),
-                                                      transport::DataWriter::kStallTimeout));
+    PREDUMP_RETURN_IF_ERROR(
+        transport::SetSendTimeout(engine_.link.data().fd(), transport::DataWriter::kStallTimeout));
     engine_.report.phases.clear();
     HandoverResult result;
     result.message = std::string(why);
@@ -144,9 +144,8 @@ class Handover {
     PREDUMP_ASSIGN_OR_RETURN(
         const proto::Ready ready,
         engine_.link.control().Expect<proto::Ready>(
-            proto::CONTROL_READY, engine_.options.verify
-                                      ? Deadline::After(engine_.options.freeze_timeout)
-                                      : deadline));
+            proto::CONTROL_READY,
+            engine_.options.verify ? Deadline::After(engine_.options.freeze_timeout) : deadline));
     clock_->Mark("ready");
     AddPhases(ready.phases(), engine_.report);
     if (engine_.options.verify) {
@@ -378,9 +377,9 @@ class Handover {
     const Deadline until = Deadline::After(kAskFateFor);
     absl::Status silence = why;
     while (!until.passed()) {
-      absl::StatusOr<proto::Fate> fate = AskFate(engine_.options.link, proto::HostFacts(),
-                                                 engine_.session_id,
-                                                 {entry_.target_boot_id, entry_.target_store_id});
+      absl::StatusOr<proto::Fate> fate =
+          AskFate(engine_.options.link, proto::HostFacts(), engine_.session_id,
+                  {entry_.target_boot_id, entry_.target_store_id});
       if (fate.ok() && fate->outcome() == proto::Fate::RUNNING) {
         engine_.report.downtime = clock_->SinceStart();
         return Complete(std::move(frozen), static_cast<pid_t>(fate->restored_pid()));

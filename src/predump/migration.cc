@@ -51,9 +51,9 @@ absl::Status RefuseUnsettled(const MigrationOptions& options, const kernel::Proc
       const std::optional<JournalEntry> entry,
       Journal::FindUnsettled(absl::StrCat(options.state_directory, "/source"), process));
   if (entry.has_value()) {
-    blockers.push_back(absl::StrCat("process ", entry->pid, ": an earlier handover to ",
-                                    entry->target, " was never settled (run `predump resolve --pid ",
-                                    entry->pid, "`)"));
+    blockers.push_back(
+        absl::StrCat("process ", entry->pid, ": an earlier handover to ", entry->target,
+                     " was never settled (run `predump resolve --pid ", entry->pid, "`)"));
   }
   return absl::OkStatus();
 }

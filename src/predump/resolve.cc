@@ -71,9 +71,8 @@ class Resolver {
     link.address = *address;
     link.socket = options_.socket;
     link.connect_timeout = options_.connect_timeout;
-    const absl::StatusOr<proto::Fate> fate =
-        AskFate(link, proto::HostFacts(), entry.session_id,
-                {entry.target_boot_id, entry.target_store_id});
+    const absl::StatusOr<proto::Fate> fate = AskFate(link, proto::HostFacts(), entry.session_id,
+                                                     {entry.target_boot_id, entry.target_store_id});
     if (absl::IsFailedPrecondition(fate.status())) {
       return {std::nullopt, absl::StrCat(fate.status().message(),
                                          "; find out whether the process runs where it was sent "

@@ -248,7 +248,7 @@ void MemoryPlan::AddAttributes(CallPlan& plan) const {
               absl::StrCat("name the mapping ", RangeText(*vma)), CallPlan::OnError::kContinue);
   }
   AddMmFields(plan);
-  constexpr uint64_t kVmLocked = 0x2000;        // VM_LOCKED, VM_LOCKONFAULT of linux/mm.h
+  constexpr uint64_t kVmLocked = 0x2000;  // VM_LOCKED, VM_LOCKONFAULT of linux/mm.h
   constexpr uint64_t kVmLockOnFault = 0x80000;
   const uint64_t of_new_mappings = state_.extra().mm_def_flags();
   if ((of_new_mappings & kVmLocked) != 0) {

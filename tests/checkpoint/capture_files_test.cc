@@ -215,9 +215,8 @@ TEST(CaptureFiles, TimeLeftOfATimerCountsFromTheFreezeStamp) {
   for (int i = 0; i < 10; ++i) {
     const auto state = Captured(child);
     const auto& timer = FileOf(state, 59).tfd();
-    const int64_t told =
-        state.extra().freeze_monotonic_ns() +
-        static_cast<int64_t>(timer.vsec() * 1'000'000'000 + timer.vnsec());
+    const int64_t told = state.extra().freeze_monotonic_ns() +
+                         static_cast<int64_t>(timer.vsec() * 1'000'000'000 + timer.vnsec());
     EXPECT_GE(told, deadline - 20'000);
     EXPECT_LE(told, deadline + 20'000'000);
   }
@@ -246,8 +245,9 @@ TEST(CaptureFiles, AnAbsoluteTimerKeepsItsDate) {
   const ForkedProcess child([] {
     Place(::timerfd_create(CLOCK_REALTIME, 0), 30);
     const struct itimerspec timer = {.it_interval = {}, .it_value = {kDate, 5}};
-    Require(::timerfd_settime(30, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &timer, nullptr) == 0,
-            "timerfd_settime");
+    Require(
+        ::timerfd_settime(30, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &timer, nullptr) == 0,
+        "timerfd_settime");
   });
   const auto state = Captured(child);
   const auto& timer = FileOf(state, 30).tfd();

@@ -29,9 +29,11 @@ using ::testing::HasSubstr;
 using transport::Deadline;
 
 constexpr char kBoot[] = "11111111-the-boot-it-was-sent-to";
+constexpr char kStore[] = "the store of it";
 
 // Answers every question about a fate, from a host of this boot.
-void Answer(int listener, const std::string& boot_id, proto::Fate::Outcome outcome) {
+void Answer(int listener, const std::string& boot_id, const std::string& store_id,
+            proto::Fate::Outcome outcome) {
   for (;;) {
     struct pollfd waiting = {listener, POLLIN, 0};
     ::poll(&waiting, 1, -1);
@@ -45,6 +47,7 @@ void Answer(int listener, const std::string& boot_id, proto::Fate::Outcome outco
     auto channel = transport::ControlChannel::Adopt(std::move(connection->fd));
     proto::HostFacts facts;
     facts.set_boot_id(boot_id);
+    facts.set_fate_store_id(store_id);
     if (!transport::ServerHandshake(*channel, facts, soon).ok()) continue;
     if (!channel->Expect<proto::QueryFate>(proto::CONTROL_QUERY_FATE, soon).ok()) continue;
     proto::Fate fate;
@@ -79,6 +82,7 @@ class ResolveTest : public ::testing::Test {
     entry.command = "test";
     entry.target = target;
     entry.target_boot_id = kBoot;
+    entry.target_store_id = kStore;
     entry.engine_pid = engine.pid();
     entry.engine_start_time_ticks = 1;
     const auto journal = Journal::Open(directory_.File("source"));
@@ -103,10 +107,11 @@ class ResolveTest : public ::testing::Test {
   }
 
   // With a page server of `boot_id` that gives `outcome`.
-  ResolvedProcess ResolveByAsking(const std::string& boot_id, proto::Fate::Outcome outcome) {
+  ResolvedProcess ResolveByAsking(const std::string& boot_id, proto::Fate::Outcome outcome,
+                                  const std::string& store_id = kStore) {
     auto listener = transport::Listen(*transport::Address::Parse("127.0.0.1:0"));
     EXPECT_TRUE(listener.ok()) << listener.status();
-    ChildProcess server([&] { Answer(listener->fd.get(), boot_id, outcome); });
+    ChildProcess server([&] { Answer(listener->fd.get(), boot_id, store_id, outcome); });
     DieCommitting(listener->address.ToString());
     return ResolveIt(std::nullopt);
   }
@@ -127,6 +132,15 @@ TEST_F(ResolveTest, ProcessThatRunsAtTheTargetIsEnded) {
   const ResolvedProcess resolved = ResolveByAsking(kBoot, proto::Fate::RUNNING);
   EXPECT_EQ(resolved.result, ResolvedProcess::Result::kEnded) << resolved.message;
   EXPECT_TRUE(*process_.HasExited());
+}
+
+// A server of the same boot that keeps its records elsewhere says "destroyed" of everything.
+TEST_F(ResolveTest, AnotherStoreIsNotBelievedEither) {
+  const ResolvedProcess resolved =
+      ResolveByAsking(kBoot, proto::Fate::DESTROYED, "some other store");
+  EXPECT_EQ(resolved.result, ResolvedProcess::Result::kUndecided);
+  EXPECT_THAT(resolved.message, HasSubstr("--state-dir"));
+  EXPECT_TRUE(Eventually([&] { return kernel::ReadStat(process_)->state == 'T'; }));
 }
 
 // A host that was restarted, and another host, have no record of the session and say "destroyed";

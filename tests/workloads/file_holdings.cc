@@ -165,8 +165,9 @@ class DirectoryListing : public Holding {
     std::set<std::string> missing = expected_;
     for (const std::string& entry : seen_) missing.erase(entry);
     if (!missing.empty()) {
-      context_.workload().Error("a directory was not listed whole: %zu of %zu names missing, %s ...",
-                                missing.size(), expected_.size(), missing.begin()->c_str());
+      context_.workload().Error(
+          "a directory was not listed whole: %zu of %zu names missing, %s ...", missing.size(),
+          expected_.size(), missing.begin()->c_str());
     }
     seen_.clear();
     Must(lseek(fd_, 0, SEEK_SET), "lseek");

@@ -54,7 +54,7 @@ struct Report {
   char first_error[256];
   char name[32];
   Counter counter_count;  // of `counters`, those below it have their names
-  Counter gap_count;       // of notable gaps ever; number n is in notable_gaps[n % 16]
+  Counter gap_count;      // of notable gaps ever; number n is in notable_gaps[n % 16]
   uint64_t reserved_too[2];
   NamedCounter counters[64];
   NotableGap notable_gaps[16];
