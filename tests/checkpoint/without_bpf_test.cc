@@ -5,6 +5,7 @@
 #include <linux/membarrier.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -26,6 +27,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "src/base/clock.h"
+#include "src/base/errors.h"
 #include "src/base/units.h"
 #include "src/images/state_validation.h"
 #include "src/kernel/setup_injection.h"
@@ -237,6 +239,34 @@ TEST(WithoutBpf, InterruptedSleepsKeepTheirRemainingTime) {
   }
 }
 
+// Waits until the child is asleep again, after `switches` voluntary ones. Nothing tells when that
+// is.
+void AwaitSleepAfter(const ForkedProcess& child, uint64_t switches) {
+  const base::Stopwatch watch;
+  for (;;) {
+    ASSERT_LT(watch.Elapsed(), absl::Seconds(10));
+    const auto status = kernel::ReadThreadStatus(child.handle(), child.pid());
+    const auto call = kernel::ReadThreadSyscall(child.handle(), child.pid());
+    ASSERT_TRUE(status.ok() && call.ok());
+    if (!call->running && call->number >= 0 && status->voluntary_switches > switches) return;
+    ::sched_yield();
+  }
+}
+
+uint64_t SwitchesOf(const ForkedProcess& child) {
+  return kernel::ReadThreadStatus(child.handle(), child.pid())->voluntary_switches;
+}
+
+// As the engine does it, of a child that sleeps.
+absl::StatusOr<proto::ProcessState> NoteFreezeAndCapture(Capturer& capturer,
+                                                         const ForkedProcess& child,
+                                                         const pagemap::VmaList& vmas) {
+  PREDUMP_RETURN_IF_ERROR(capturer.NoteSleepers());
+  PREDUMP_ASSIGN_OR_RETURN(auto frozen,
+                           kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5)));
+  return capturer.Capture(frozen, vmas);
+}
+
 // The setup before round 0 stops a thread once; what it is in then calls itself restart_syscall.
 TEST(WithoutBpf, SleepsBrokenOffTwiceKeepTheirNumberAndTime) {
   for (const Sleep& sleep : kSleeps) {
@@ -250,16 +280,15 @@ TEST(WithoutBpf, SleepsBrokenOffTwiceKeepTheirNumberAndTime) {
       if (surveyed) {
         ASSERT_TRUE(capturer->Survey(*vmas).ok());
       }
+      uint64_t stopped = 0;
       {
         auto first = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
         ASSERT_TRUE(first.ok()) << first.status();
+        stopped = SwitchesOf(child);
         ASSERT_TRUE(std::move(*first).Thaw().ok());
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until it sleeps again
-      ASSERT_TRUE(capturer->NoteSleepers().ok());
-      auto frozen = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
-      ASSERT_TRUE(frozen.ok()) << frozen.status();
-      const auto state = capturer->Capture(*frozen, *vmas);
+      ASSERT_NO_FATAL_FAILURE(AwaitSleepAfter(child, stopped));
+      const auto state = NoteFreezeAndCapture(*capturer, child, *vmas);
       ASSERT_TRUE(state.ok()) << sleep.name << ": " << state.status();
       EXPECT_EQ(state->threads(0).extra().interrupted_call().number(), sleep.number) << sleep.name;
       EXPECT_GE(Remaining(*state), 58'500'000'000) << sleep.name;
@@ -282,11 +311,9 @@ TEST(WithoutBpf, TheSetupTellsWhatItBrokeOff) {
     auto setup = kernel::InjectSetup(child.handle(), {.helper = false});
     ASSERT_TRUE(setup.ok()) << setup.status();
     capturer->RememberSetup(*setup);
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until it sleeps again
-    ASSERT_TRUE(capturer->NoteSleepers().ok());
-    auto frozen = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
-    ASSERT_TRUE(frozen.ok()) << frozen.status();
-    const auto state = capturer->Capture(*frozen, *vmas);
+    // The setup's stops and the sleep before are behind it.
+    ASSERT_NO_FATAL_FAILURE(AwaitSleepAfter(child, 0));
+    const auto state = NoteFreezeAndCapture(*capturer, child, *vmas);
     ASSERT_TRUE(state.ok()) << sleep.name << ": " << state.status();
     EXPECT_EQ(state->threads(0).extra().interrupted_call().number(), sleep.number) << sleep.name;
     EXPECT_LE(Remaining(*state), 59'650'000'000) << sleep.name;
@@ -313,7 +340,8 @@ TEST(AnySource, ANoteOfAnEarlierSleepIsNotBelieved) {
     for (const CaptureOptions& options : {kWithBpf, kWithoutBpf}) {
       const ForkedProcess child([] {},
                                 [&] {
-                                  struct timespec time = {0, 400'000'000};
+                                  // Long enough to be found in.
+                                  struct timespec time = {1, 0};
                                   for (int i = 0; i < 2; ++i) {
                                     each.sleep(&time);
                                     time = {60, 0};
@@ -323,8 +351,9 @@ TEST(AnySource, ANoteOfAnEarlierSleepIsNotBelieved) {
       ASSERT_TRUE(capturer.ok()) << capturer.status();
       const auto vmas = pagemap::VmaList::Read(child.handle(), true);
       ASSERT_TRUE(capturer->Survey(*vmas).ok());
+      const uint64_t first = SwitchesOf(child);
       ASSERT_TRUE(capturer->NoteSleepers().ok());
-      std::this_thread::sleep_for(std::chrono::milliseconds(900));  // it is in the second one
+      ASSERT_NO_FATAL_FAILURE(AwaitSleepAfter(child, first));
       auto frozen = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
       ASSERT_TRUE(frozen.ok()) << frozen.status();
       const auto state = capturer->Capture(*frozen, *vmas);
@@ -333,7 +362,7 @@ TEST(AnySource, ANoteOfAnEarlierSleepIsNotBelieved) {
       // others.
       const int64_t slept_ms = 60'000 - Remaining(*state) / 1'000'000;
       EXPECT_GE(slept_ms, 0) << each.name;
-      EXPECT_LE(slept_ms, 800) << each.name;  // believed, it would be over 900
+      EXPECT_LE(slept_ms, 300) << each.name;  // believed, it would be over 1000
     }
   }
 }
