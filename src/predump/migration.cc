@@ -21,6 +21,7 @@
 #include "src/predump/journal.h"
 #include "src/predump/page_tracking.h"
 #include "src/predump/rounds.h"
+#include "src/predump/survey.h"
 
 namespace predump {
 namespace {
@@ -57,11 +58,6 @@ absl::Status RefuseUnsettled(const MigrationOptions& options, const kernel::Proc
   }
   return absl::OkStatus();
 }
-
-struct Surveyed {
-  pagemap::VmaList vmas;
-  checkpoint::Survey survey;
-};
 
 absl::StatusOr<kernel::ProcessHandle> OpenTarget(const MigrationOptions& options) {
   if (options.pid == ::getpid()) {
@@ -136,15 +132,15 @@ class MigrationRun {
                                watch_->WaitForNoChildren(options_.freeze_timeout - waited.Elapsed(),
                                                          link_->control().fd()));
       if (cancellation_.requested()) return absl::CancelledError(cancellation_.reason());
-      PREDUMP_ASSIGN_OR_RETURN(pagemap::VmaList vmas, layout_->Read());
-      PREDUMP_ASSIGN_OR_RETURN(checkpoint::Survey survey, capturer_->Survey(vmas));
+      PREDUMP_ASSIGN_OR_RETURN(Surveyed surveyed, SurveyProcess(*layout_, *capturer_));
+      checkpoint::Survey& survey = surveyed.survey;
       if (!childless) {
         for (proto::Blocker& child : survey.children) survey.blockers.push_back(std::move(child));
       } else if (!survey.children.empty() && !survey.blockers.empty() &&
                  waited.Elapsed() < options_.freeze_timeout) {
         continue;  // the one that just appeared may hold the other end of something
       }
-      return Surveyed{std::move(vmas), std::move(survey)};
+      return surveyed;
     }
   }
 
@@ -308,8 +304,8 @@ absl::StatusOr<std::vector<std::string>> CheckProcess(const MigrationOptions& op
   PREDUMP_ASSIGN_OR_RETURN(checkpoint::Capturer capturer,
                            checkpoint::Capturer::Create(process, capture));
   LayoutReader layout = LayoutReader::Create(process, options.use_bpf);
-  PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, layout.Read());
-  PREDUMP_ASSIGN_OR_RETURN(checkpoint::Survey survey, capturer.Survey(vmas));
+  PREDUMP_ASSIGN_OR_RETURN(Surveyed surveyed, SurveyProcess(layout, capturer));
+  checkpoint::Survey& survey = surveyed.survey;
   std::vector<std::string> lines;
   PREDUMP_RETURN_IF_ERROR(RefuseUnsettled(options, process, lines));
   for (const auto* list : {&survey.blockers, &survey.children}) {
