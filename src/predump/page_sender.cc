@@ -122,7 +122,7 @@ absl::StatusOr<base::PageCount> PageSender::SendDirty(const pagemap::DirtySet& d
     if (spdlog::should_log(spdlog::level::trace)) {
       for (const Extent& extent : result.fetched) spdlog::trace("pages {}", extent.ToString());
     }
-    limiter_.Acquire(bytes);
+    PREDUMP_RETURN_IF_ERROR(limiter_.Acquire(bytes, data_.fd()));
     PREDUMP_RETURN_IF_ERROR(data_.PagesHeader(ToWire(result.fetched)));
     if (const absl::Status pushed = source_.PushTo(data_.fd()); !pushed.ok()) {
       return data_.Explain(pushed);

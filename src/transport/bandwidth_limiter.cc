@@ -1,12 +1,13 @@
 #include "src/transport/bandwidth_limiter.h"
 
-#include <errno.h>
-#include <time.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "src/base/clock.h"
+#include "src/transport/deadline.h"
+#include "src/transport/socket.h"
 
 namespace predump::transport {
 namespace {
@@ -36,13 +37,11 @@ absl::Duration BandwidthLimiter::Reserve(base::ByteCount bytes, int64_t now_ns) 
   return absl::Nanoseconds(std::max<int64_t>(0, free_at_ns_ - now_ns));
 }
 
-void BandwidthLimiter::Acquire(base::ByteCount bytes) {
-  const int64_t now_ns = base::MonotonicNanoseconds();
-  const absl::Duration wait = Reserve(bytes, now_ns);
-  if (wait == absl::ZeroDuration()) return;
-  const timespec until = absl::ToTimespec(absl::Nanoseconds(now_ns) + wait);
-  while (::clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr) == EINTR) {
-  }
+absl::Status BandwidthLimiter::Acquire(base::ByteCount bytes, int socket) {
+  const absl::Duration wait = Reserve(bytes, base::MonotonicNanoseconds());
+  if (wait == absl::ZeroDuration()) return absl::OkStatus();
+  // POLLRDHUP comes when the peer is gone and when a cancellation shuts the socket down.
+  return WaitFor(socket, POLLRDHUP, Deadline::After(wait)).status();
 }
 
 }  // namespace predump::transport

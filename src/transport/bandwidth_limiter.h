@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "src/base/units.h"
 
@@ -23,8 +24,9 @@ class BandwidthLimiter {
   // cut.
   absl::Duration Reserve(base::ByteCount bytes, int64_t now_ns);
 
-  // Reserves and sleeps.
-  void Acquire(base::ByteCount bytes);
+  // Reserves and waits, but no longer than the connected `socket` is whole: what is sent into it
+  // next says why it is not. Errors: from ppoll(2).
+  absl::Status Acquire(base::ByteCount bytes, int socket);
 
   // Takes the limit away: while the process is frozen nothing is held back.
   void Lift() { bytes_per_second_ = 0; }

@@ -57,6 +57,10 @@ absl::Status ApplyOptions(int fd, const SocketOptions& options);
 // SO_SNDTIMEO: how long a blocking send waits for a peer that takes nothing.
 absl::Status SetSendTimeout(int fd, absl::Duration timeout);
 
+// The shortest round trip the kernel has seen on a connected TCP socket; zero where it has seen
+// none.
+absl::Duration RoundTrip(int fd);
+
 // O_NONBLOCK on or off.
 absl::Status SetBlocking(int fd, bool blocking);
 

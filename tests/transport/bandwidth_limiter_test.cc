@@ -1,8 +1,11 @@
 #include "src/transport/bandwidth_limiter.h"
 
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cstdint>
+#include <thread>
 
 #include "src/base/clock.h"
 
@@ -54,12 +57,33 @@ TEST(BandwidthLimiterTest, LiftedLimitHoldsNothingBack) {
   EXPECT_EQ(limiter.Reserve(ByteCount(1'000'000), kStartNs), absl::ZeroDuration());
 }
 
-TEST(BandwidthLimiterTest, AcquireReallyWaits) {
+class AcquireTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends_), 0);
+  }
+  void TearDown() override {
+    for (const int end : ends_) ::close(end);
+  }
+
+  int ends_[2] = {-1, -1};
+};
+
+TEST_F(AcquireTest, ReallyWaits) {
   BandwidthLimiter limiter(ByteCount(1'000'000));
   const base::Stopwatch watch;
-  limiter.Acquire(ByteCount(150'000));
+  ASSERT_TRUE(limiter.Acquire(ByteCount(150'000), ends_[0]).ok());
   EXPECT_GE(watch.Elapsed(), absl::Milliseconds(50));
   EXPECT_LT(watch.Elapsed(), absl::Seconds(2));
+}
+
+TEST_F(AcquireTest, WaitsNoLongerThanTheSocketIsWhole) {
+  BandwidthLimiter limiter(ByteCount(1));
+  const base::Stopwatch watch;
+  std::thread canceller([this] { ::shutdown(ends_[0], SHUT_RDWR); });
+  EXPECT_TRUE(limiter.Acquire(ByteCount(1'000'000), ends_[0]).ok());
+  EXPECT_LT(watch.Elapsed(), absl::Minutes(1));
+  canceller.join();
 }
 
 }  // namespace

@@ -42,6 +42,9 @@ TEST(SocketTest, ListenReportsTheRealPortAndAcceptsWhatConnects) {
   WriteRaw(client->get(), "x");
   EXPECT_EQ(*WaitFor(accepted->fd.get(), POLLIN, Deadline::After(kSoon)), WaitResult::kReady);
   EXPECT_EQ(ReadRaw(accepted->fd.get(), 1), "x");
+  EXPECT_GT(RoundTrip(client->get()), absl::ZeroDuration());
+  EXPECT_LT(RoundTrip(client->get()), kSoon);
+  EXPECT_EQ(RoundTrip(listener->fd.get()), absl::ZeroDuration());
 }
 
 TEST(SocketTest, ConnectedSocketsBlockAndNoticeASilentPeer) {
