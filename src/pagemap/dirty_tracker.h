@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "src/base/units.h"
 #include "src/pagemap/extent.h"
 #include "src/pagemap/vma.h"
 
@@ -44,6 +45,10 @@ class DirtyTracker {
 
   // The same without reset, target frozen; `vmas` is the layout of the frozen target.
   virtual absl::StatusOr<DirtySet> FinalScan(const VmaList& vmas) = 0;
+
+  // Pages that the next scan reports whatever is written until then: those the last ScanAndReset
+  // could not follow or was not sure of. A freeze now would send them frozen.
+  virtual base::PageCount owed() const { return base::PageCount(0); }
 
   // Takes tracking off a running target in pieces small enough not to be felt. Idempotent.
   virtual absl::Status Disarm() = 0;

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "src/base/units.h"
 #include "src/kernel/process.h"
 #include "src/pagemap/dirty_tracker.h"
 #include "src/pagemap/extent.h"
@@ -28,6 +29,7 @@ class FullTracker final : public DirtyTracker {
   bool needs_freeze() const override { return false; }
   absl::StatusOr<DirtySet> ScanAndReset(const VmaList& vmas) override;
   absl::StatusOr<DirtySet> FinalScan(const VmaList& vmas) override;
+  base::PageCount owed() const override { return held_.pages(); }
   absl::Status Disarm() override { return absl::OkStatus(); }
 
  private:

@@ -28,6 +28,11 @@ ExtentSet SetOf(AddressRange range) {
   return set;
 }
 
+AddressRange FirstPage(AddressRange range) {
+  const uint64_t start = range.start().value();
+  return AddressRange::FromOrdered(start, start + base::PageSize());
+}
+
 ExtentSet PrivateMemory(const VmaList& vmas) {
   ExtentSet set;
   for (const Vma& vma : vmas.vmas()) {
@@ -81,6 +86,14 @@ absl::StatusOr<DirtySet> UffdWpTracker::ScanAndReset(const VmaList& vmas) {
 
 absl::StatusOr<DirtySet> UffdWpTracker::FinalScan(const VmaList& vmas) {
   return Scan(vmas, /*reset=*/false);
+}
+
+base::PageCount UffdWpTracker::owed() const {
+  if (resend_everything_) return held_.pages();
+  ExtentSet owed = untracked_;
+  owed.AddAll(resend_);
+  owed.AddAll(in_flight_);
+  return held_.Intersection(owed).pages();
 }
 
 ExtentSet UffdWpTracker::ApplyLayout(const VmaList& vmas) {
@@ -253,9 +266,12 @@ absl::StatusOr<UffdWpTracker::Armed> UffdWpTracker::EnsureArmed(
   }
   // New bounds: a mapping we know that grew, shrank, was split or joined, or one we do not know.
   PREDUMP_ASSIGN_OR_RETURN(const bool armed, scanner_.IsArmed(vma.range.start()));
-  if (!armed) return Arm(vma);
-  // Armed, but by whom? Registering again is idempotent for ours and refused for another's.
-  const absl::Status registered = uffd_->Register(vma.range);
+  const AddressRange first_page = FirstPage(vma.range);
+  if (!armed || first_page == vma.range) return Arm(vma);
+  // Armed, but by whom? Registering again is idempotent for ours and refused for another's. One
+  // page tells: all of it may have lost its registration since, and registered again it would pass
+  // the scan's check with its old marks, which are never reported.
+  const absl::Status registered = uffd_->Register(first_page);
   if (registered.ok()) return Armed::kBefore;
   if (base::ErrnoOf(registered) != EBUSY) return Arm(vma);
   NoteFullResend(vma.range, kForeignReason);

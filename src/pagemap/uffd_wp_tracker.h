@@ -57,6 +57,7 @@ class UffdWpTracker final : public DirtyTracker {
   }
   absl::StatusOr<DirtySet> ScanAndReset(const VmaList& vmas) override;
   absl::StatusOr<DirtySet> FinalScan(const VmaList& vmas) override;
+  base::PageCount owed() const override;
   absl::Status Disarm() override;
 
   // Ranges the last scan reported whole, and why. New mappings are not worth a mention.

@@ -28,16 +28,49 @@ double Bandwidth(std::span<const RoundRecord> history) {
   return std::max(static_cast<double>(best->bytes.value()), 1.0) / seconds;
 }
 
+// Prepare and Ready, Commit and Running.
+constexpr int kRoundTripsFrozen = 2;
+
+// What was written, without what was sent only because it was owed.
+double WrittenPages(const RoundRecord& round, const RoundRecord& before) {
+  return static_cast<double>(round.pages.value() - std::min(round.pages, before.owed).value());
+}
+
 // Pages a second, over the last two intervals so that one lucky round does not decide.
 double DirtyRate(std::span<const RoundRecord> history) {
   double pages = 0;
   double seconds = 0;
   const size_t first = history.size() > 3 ? history.size() - 2 : 1;
   for (size_t i = first; i < history.size(); ++i) {
-    pages += static_cast<double>(history[i].pages.value());
+    pages += WrittenPages(history[i], history[i - 1]);
     seconds += absl::ToDoubleSeconds(history[i].since_last_scan);
   }
   return seconds > 0 ? pages / seconds : 0;
+}
+
+// If the freeze came now, and if it came after one more round.
+struct Expectation {
+  absl::Duration now;
+  absl::Duration after_another;
+};
+
+Expectation Expect(std::span<const RoundRecord> history, const PolicyLimits& limits,
+                   double dirty_pages_per_second, double bytes_per_second) {
+  const double page_seconds = static_cast<double>(base::PageSize()) / bytes_per_second;
+  const RoundRecord& last = history.back();
+  const RoundRecord& before = history[history.size() - 2];
+  // What was owed the time before as well will be owed again; the rest is done with one round.
+  const auto owed = static_cast<double>(last.owed.value());
+  const auto always_owed = static_cast<double>(std::min(last.owed, before.owed).value());
+  const double since_scan = absl::ToDoubleSeconds(last.send);
+  const double remaining = dirty_pages_per_second * since_scan + owed;
+  // Another round takes what it has to send plus what any round costs (scan, acknowledgement).
+  const double next_round_seconds =
+      remaining * page_seconds + std::min(absl::ToDoubleSeconds(last.scan), since_scan);
+  const double next_remaining = dirty_pages_per_second * next_round_seconds + always_owed;
+  const absl::Duration base = limits.fixed_cost + last.scan + kRoundTripsFrozen * last.round_trip;
+  return {base + absl::Seconds(remaining * page_seconds),
+          base + absl::Seconds(next_remaining * page_seconds)};
 }
 
 // True once three rounds in a row have not brought less dirty memory.
@@ -64,16 +97,10 @@ Decision Decide(std::span<const RoundRecord> history, const PolicyLimits& limits
   absl::Duration next_expected = absl::InfiniteDuration();
   if (rounds >= 2) {
     decision.dirty_pages_per_second = DirtyRate(history);
-    const double page_seconds = static_cast<double>(base::PageSize()) / decision.bytes_per_second;
-    const RoundRecord& last = history.back();
-    const double since_scan = absl::ToDoubleSeconds(last.send);
-    const double remaining_pages = decision.dirty_pages_per_second * since_scan;
-    decision.expected_downtime = limits.fixed_cost + absl::Seconds(remaining_pages * page_seconds);
-    // Another round takes what it has to send plus what any round costs (scan, acknowledgement).
-    const double next_round_seconds =
-        remaining_pages * page_seconds + std::min(absl::ToDoubleSeconds(last.scan), since_scan);
-    next_expected = limits.fixed_cost + absl::Seconds(decision.dirty_pages_per_second *
-                                                      next_round_seconds * page_seconds);
+    const Expectation expected =
+        Expect(history, limits, decision.dirty_pages_per_second, decision.bytes_per_second);
+    decision.expected_downtime = expected.now;
+    next_expected = expected.after_another;
   }
 
   if (limits.exact_rounds.has_value() && (may_freeze || rounds < *limits.exact_rounds)) {

@@ -19,10 +19,12 @@ namespace predump {
 struct RoundRecord {
   base::PageCount pages;           // sent
   base::ByteCount bytes;           // sent, headers included
+  base::PageCount owed;            // that the next scan reports again, written or not
   absl::Duration since_last_scan;  // from the scan before this round's to this round's; round 0: 0
   absl::Duration scan;
-  absl::Duration send;    // from the end of the scan to the acknowledgement
-  absl::Duration frozen;  // only trackers that need it
+  absl::Duration send;        // from the end of the scan to the acknowledgement
+  absl::Duration frozen;      // only trackers that need it
+  absl::Duration round_trip;  // of the link
 };
 
 // What a run out of rounds or time leads to when the expected downtime is still over the bound.
@@ -33,8 +35,9 @@ struct PolicyLimits {
   int max_rounds = 30;
   std::optional<int> exact_rounds;  // --rounds
   absl::Duration timeout = absl::InfiniteDuration();
-  Outcome on_limit = Outcome::kCancel;                // of --timeout and --max-rounds
-  absl::Duration fixed_cost = absl::Milliseconds(3);  // stop, capture, restore; without pages
+  Outcome on_limit = Outcome::kCancel;  // of --timeout and --max-rounds
+  // Stop, capture, restore; without scan, pages and the link's round trips.
+  absl::Duration fixed_cost = absl::Milliseconds(3);
 };
 
 // After how many rounds a process that could not be frozen is given up. --rounds leaves room for as

@@ -10,6 +10,7 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
+#include "src/transport/socket.h"
 
 namespace predump {
 namespace {
@@ -121,6 +122,8 @@ class RoundLoop::Impl {
     PREDUMP_RETURN_IF_ERROR(engine_.link.data().ReadAcknowledge(
         round, transport::Deadline::After(kAcknowledgeTimeout)));
     record.send = send.Elapsed();
+    record.owed = engine_.tracker.owed();
+    record.round_trip = transport::RoundTrip(engine_.link.control().fd());
     record.bytes = engine_.link.data().bytes_sent() - sent_before;
     history_.push_back(record);
     return absl::OkStatus();

@@ -666,9 +666,12 @@ TEST_F(InFlightReadsTest, UnknownReadsMakeTheNextRoundWhole) {
   actor_.Write(kBase, 16 * kPage, 1);
   reads_.error = absl::ResourceExhaustedError("too many");
   mover_->ScanAndSend();
+  // Whoever freezes now freezes it for all of that.
+  EXPECT_GE(tracker_->owed().value(), 16u);
   reads_.error = absl::OkStatus();
   EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 16u);
   EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
+  EXPECT_EQ(tracker_->owed().value(), 0u);
 }
 
 TEST_F(InFlightReadsTest, AFreezeIsNeededOnlyWhereDirectIoCannotBeFollowed) {

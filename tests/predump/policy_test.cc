@@ -47,7 +47,7 @@ TEST(PolicyTest, FreezesAnIdleProcessAfterTheSecondRound) {
   const Decision decision = Decide(history, {}, absl::Seconds(1), true, "");
   EXPECT_EQ(decision.next, NextStep::kFreeze);
   ASSERT_TRUE(decision.expected_downtime.has_value());
-  EXPECT_LE(*decision.expected_downtime, absl::Milliseconds(4));
+  EXPECT_LE(*decision.expected_downtime, absl::Milliseconds(3 + 2 + 1));
 }
 
 TEST(PolicyTest, GoesOnWithinTheBoundWhileAnotherRoundCutsAFifth) {
@@ -123,6 +123,44 @@ TEST(PolicyTest, ExactRoundsAreFollowedByMoreWhileAFreezeIsHindered) {
   EXPECT_EQ(Decide({history.data(), 3}, limits, absl::Seconds(1), true, "").next,
             NextStep::kFreeze);
   EXPECT_EQ(Decide(history, limits, absl::Seconds(1), false, "child").next, NextStep::kCancel);
+}
+
+TEST(PolicyTest, WhatTheNextScanOwesIsSentBeforeTheFreeze) {
+  // Nothing is written, but the last scan was not sure of a gigabyte.
+  std::vector<RoundRecord> history = {Round(262144, 1.0), Round(10, 0.001, 1.0)};
+  history[1].owed = base::PageCount(262144);
+  Decision decision = Decide(history, {}, absl::Seconds(1), true, "");
+  EXPECT_EQ(decision.next, NextStep::kAnotherRound);
+  ASSERT_TRUE(decision.expected_downtime.has_value());
+  EXPECT_GT(*decision.expected_downtime, absl::Milliseconds(900));
+
+  // The round that pays it does not make the process a fast writer.
+  history.push_back(Round(262144, 1.0, 0.01));
+  decision = Decide(history, {}, absl::Seconds(2), true, "");
+  EXPECT_LT(decision.dirty_pages_per_second, 100);
+  EXPECT_EQ(decision.next, NextStep::kFreeze);
+}
+
+TEST(PolicyTest, OwedEveryTimeItIsNoReasonForAnotherRound) {
+  // Mappings that cannot be followed, 20 ms of sending: rounds do not make them fewer.
+  std::vector<RoundRecord> history = {Round(262144, 1.0), Round(5243, 0.02, 1.0)};
+  for (RoundRecord& round : history) round.owed = base::PageCount(5243);
+  const Decision decision = Decide(history, {}, absl::Seconds(1), true, "");
+  EXPECT_EQ(decision.next, NextStep::kFreeze);
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(*decision.expected_downtime), 3 + 2 + 20, 2);
+}
+
+TEST(PolicyTest, ScanAndRoundTripsArePartOfTheDowntime) {
+  std::vector<RoundRecord> history = Simulate(0, 1e9, 262144, 2);
+  history[1].scan = absl::Milliseconds(40);
+  history[1].round_trip = absl::Milliseconds(60);
+  const Decision decision = Decide(history, {}, absl::Seconds(1), true, "");
+  ASSERT_TRUE(decision.expected_downtime.has_value());
+  EXPECT_GE(*decision.expected_downtime, absl::Milliseconds(40 + 2 * 60));
+  PolicyLimits limits;
+  limits.max_downtime = absl::Milliseconds(100);
+  limits.max_rounds = 2;
+  EXPECT_EQ(Decide(history, limits, absl::Seconds(1), true, "").next, NextStep::kCancel);
 }
 
 TEST(PolicyTest, TinyRoundsDoNotSpoilTheBandwidth) {
