@@ -761,9 +761,15 @@ class E2eTest(unittest.TestCase):
         self.assertEqual(workload.finish(), "")
 
     def assert_unchanged(self, before, workload, ignored=()):
-        after = snapshot(workload.pid)
-        self.assertEqual(difference(before, after, ignored), [],
-                         "the process is not as it was before")
+        """At the latest once its threads have had their turn: a thread that is about to repeat
+        sigtimedwait(2) blocks what the call, while it waits, does not."""
+        end = time.monotonic() + 10
+        while True:
+            left = difference(before, snapshot(workload.pid), ignored)
+            if not left or time.monotonic() >= end:
+                break
+            time.sleep(LOOK_AGAIN_S)
+        self.assertEqual(left, [], "the process is not as it was before")
 
     def assert_exit(self, result, code):
         self.assertEqual(result["exit"], code, f"{result['stderr']}\n" + "\n".join(
