@@ -14,7 +14,7 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/procfs_task.h"
-#include "src/kernel/restart.h"
+#include "src/kernel/unstopped_threads.h"
 
 namespace predump::kernel {
 namespace {
@@ -22,6 +22,9 @@ namespace {
 constexpr uint64_t kFreezeOptions = PTRACE_O_TRACESYSGOOD;
 // How long a killed process gives back its memory only where nobody else needs the processor.
 constexpr absl::Duration kGiveWayFor = absl::Seconds(2);
+
+// All are stopped, unless they were killed: then their end is waited for.
+constexpr absl::Duration kThawPatience = absl::Seconds(10);
 
 constexpr uint64_t SignalBit(int signal_number) { return 1ull << (signal_number - 1); }
 
@@ -43,39 +46,20 @@ absl::Status CheckFreezable(const ProcessHandle& process) {
   return absl::OkStatus();
 }
 
-absl::Status NameStuckThread(const ProcessHandle& process, pid_t tid, absl::Duration timeout) {
-  const std::string comm = ReadThreadComm(process, tid).value_or("?");
-  const std::string wait_channel = ReadThreadWaitChannel(process, tid).value_or("?");
-  return absl::DeadlineExceededError(
-      absl::StrCat("thread ", tid, " (", comm, ") did not stop within ",
-                   absl::FormatDuration(timeout), ": it waits in ", wait_channel));
-}
-
-// Waits while a thread is in an uninterruptible wait (a vfork parent, a read from a dead server).
-// Such a thread can be seized but not stopped, and what is not stopped cannot be let go of: it
-// would stop whenever it comes back, with nobody there. So it is looked for while everything still
-// runs.
+// Waits while a thread is in an uninterruptible wait, which is looked for while everything still
+// runs (unstopped_threads.h).
 absl::Status WaitUntilStoppable(const ProcessHandle& process, absl::Duration timeout,
                                 int64_t deadline) {
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(process));
   for (const pid_t tid : tids) {
-    for (;;) {
-      const absl::StatusOr<StatFields> stat = ReadThreadStat(process, tid);
-      if (!stat.ok() || stat->state != 'D') break;
-      if (base::MonotonicNanoseconds() >= deadline) return NameStuckThread(process, tid, timeout);
+    while (WaitsUninterruptibly(process, tid)) {
+      if (base::MonotonicNanoseconds() >= deadline) return DidNotStop(process, tid, timeout);
       // No descriptor or signal tells the end of such a wait.
       const struct timespec pause = {0, 500'000};
       ::nanosleep(&pause, nullptr);
     }
   }
   return absl::OkStatus();
-}
-
-// The kernel finishes interrupted calls by itself, but for those that give EINTR on a mere stop.
-absl::Status RepeatInterruptedCall(Tracee& thread) {
-  PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, thread.GetRegisters());
-  const std::optional<user_regs_struct> fixed = NativeRestartRegisters(registers);
-  return fixed.has_value() ? thread.SetRegisters(*fixed) : absl::OkStatus();
 }
 
 // Waits until a process is parked.
@@ -175,13 +159,13 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
     if (stop.ok()) {
       was_stopped_ |= stop->IsGroupStop();
       // Now, not at the thaw: should we be killed, the thread goes on with the registers it has.
-      const absl::Status status = RepeatInterruptedCall(threads_[i]);
+      const absl::Status status = threads_[i].RepeatInterruptedCall();
       if (!status.ok() && !base::IsTargetExited(status)) return status;
       ++i;
     } else if (base::IsTargetExited(stop.status())) {
       threads_.erase(threads_.begin() + static_cast<ptrdiff_t>(i));
     } else if (absl::IsDeadlineExceeded(stop.status())) {
-      return NameStuckThread(*process_, tid, timeout);
+      return DidNotStop(*process_, tid, timeout);
     } else {
       return stop.status();
     }
@@ -192,24 +176,39 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
 FrozenProcess::~FrozenProcess() {
   // Nobody is left to tell; every step that works is taken. A queued SIGSTOP stays queued: whoever
   // asked for it wants "stopped" to outlive the object as well.
-  DetachAll().IgnoreError();
+  DetachAll(absl::Seconds(1)).IgnoreError();
 }
 
-absl::Status FrozenProcess::DetachAll() {
+absl::Status FrozenProcess::DetachAll(absl::Duration patience) {
   absl::Status first_error;
-  for (Tracee& thread : threads_) {
-    if (thread.tid() == 0) continue;
+  UnstoppedThreads unstopped;
+  // The leader last: killed, it is reported only after all others were waited for.
+  for (auto thread = threads_.rbegin(); thread != threads_.rend(); ++thread) {
+    if (thread->tid() == 0) continue;
     // A thread that ran since the freeze, to swallow a signal, was interrupted once more.
-    if (const absl::Status status = RepeatInterruptedCall(thread); !base::IsTargetExited(status)) {
+    absl::Status status = thread->RepeatInterruptedCall();
+    if (!base::IsTargetExited(status)) first_error.Update(status);
+    // One that does not stop, for which a freeze was given up, keeps no other one waiting.
+    status = thread->Detach(0, absl::ZeroDuration());
+    if (absl::IsDeadlineExceeded(status)) {
+      unstopped.Add(std::move(*thread));
+    } else {
       first_error.Update(status);
     }
-    first_error.Update(std::move(thread).Detach());
   }
   threads_.clear();
+  if (unstopped.empty()) return first_error;
+  first_error.Update(
+      unstopped.LetGoOfAll(base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(patience)));
+  PREDUMP_ASSIGN_OR_RETURN(const bool exited, process_->HasExited());
+  if (exited) {
+    first_error.Update(
+        base::TargetExited(absl::StrCat("process ", process_->pid(), " has exited")));
+  }
   return first_error;
 }
 
-absl::Status FrozenProcess::Thaw() && { return DetachAll(); }
+absl::Status FrozenProcess::Thaw() && { return DetachAll(kThawPatience); }
 
 absl::Status FrozenProcess::QueueStop() {
   // A process that is stopped already stays so when it is let go of.
@@ -242,7 +241,7 @@ absl::Status FrozenProcess::SwallowStopAndThaw() && {
     PREDUMP_RETURN_IF_ERROR(SwallowSignal(threads_.front(), SIGSTOP));
     stop_queued_ = false;
   }
-  return DetachAll();
+  return DetachAll(kThawPatience);
 }
 
 void FrozenProcess::SetPolicy(int policy) const {

@@ -83,7 +83,7 @@ class FrozenProcess {
   absl::Status SeizeNewThreads(absl::Duration timeout, int64_t deadline, bool* found_new);
   // Runs one thread until it is about to receive `signal_number`, drops that and stops it again.
   absl::Status SwallowSignal(Tracee& thread, int signal_number);
-  absl::Status DetachAll();
+  absl::Status DetachAll(absl::Duration patience);
   void SetPolicy(int policy) const;  // SCHED_*, of all threads
 
   const ProcessHandle* process_;

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "src/base/clock.h"
 #include "src/base/errors.h"
+#include "src/kernel/restart.h"
 
 namespace predump::kernel {
 namespace {
@@ -40,8 +41,9 @@ uint64_t AsData(const void* pointer) { return reinterpret_cast<uint64_t>(pointer
 absl::Status PtraceError(int error_number, const char* name, pid_t tid) {
   // ESRCH also means "not stopped"; the callers of this class keep that rule, so it is an exit (a
   // SIGKILL ends any stop).
-  if (error_number == ESRCH)
+  if (error_number == ESRCH) {
     return base::TargetExited(absl::StrCat(name, ": task ", tid, " has exited"));
+  }
   return base::ErrnoError(error_number, name, " of task ", tid);
 }
 
@@ -60,14 +62,8 @@ Tracee& Tracee::operator=(Tracee&& other) noexcept {
 Tracee::~Tracee() { LetGo(); }
 
 void Tracee::LetGo() {
-  if (tid_ == 0 || RawPtrace(PTRACE_DETACH, tid_, 0, 0) == 0) return;
-  // Not stopped: only a stopped thread can be detached from. One that cannot be stopped at all is
-  // let go of by the kernel when this thread exits.
-  if (RawPtrace(PTRACE_INTERRUPT, tid_, 0, 0) != 0) return;
-  const absl::StatusOr<WaitEvent> event = WaitForStop(absl::Seconds(1));
-  if (!event.ok() || tid_ == 0) return;
-  const bool is_signal = event->kind == WaitEvent::Kind::kSignalStop;
-  RawPtrace(PTRACE_DETACH, tid_, 0, is_signal ? static_cast<uint64_t>(event->code) : 0);
+  // One that cannot be stopped at all is let go of by the kernel when this thread exits.
+  if (tid_ != 0) Detach(0, absl::Seconds(1)).IgnoreError();
 }
 
 absl::StatusOr<Tracee> Tracee::Seize(pid_t tid, uint64_t options) {
@@ -210,11 +206,32 @@ absl::Status Tracee::ContinueToSyscall(int signal_number) const {
   return Call(PTRACE_SYSCALL, 0, static_cast<uint64_t>(signal_number), "PTRACE_SYSCALL");
 }
 
-absl::Status Tracee::Detach(int signal_number) && {
-  const absl::Status status =
-      Call(PTRACE_DETACH, 0, static_cast<uint64_t>(signal_number), "PTRACE_DETACH");
+absl::Status Tracee::RepeatInterruptedCall() const {
+  PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, GetRegisters());
+  const std::optional<user_regs_struct> fixed = NativeRestartRegisters(registers);
+  return fixed.has_value() ? SetRegisters(*fixed) : absl::OkStatus();
+}
+
+// PTRACE_DETACH says ESRCH of a thread that runs just as of one that is gone. Only waiting for it
+// tells which, and has to be done in either case: one that runs would stop sooner or later with
+// nobody there, and one that has exited stays a zombie, and its process with it, until its tracer
+// has waited for it.
+absl::Status Tracee::Detach(int signal_number, absl::Duration patience) {
+  const int64_t deadline = base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(patience);
+  while (RawPtrace(PTRACE_DETACH, tid_, 0, static_cast<uint64_t>(signal_number)) != 0) {
+    if (errno != ESRCH) return base::ErrnoError(errno, "PTRACE_DETACH of task ", tid_);
+    if (const absl::Status interrupted = Interrupt(); !interrupted.ok()) {
+      if (base::IsTargetExited(interrupted)) tid_ = 0;  // no tracee of ours any more
+      return interrupted;
+    }
+    const int64_t left = std::max<int64_t>(deadline - base::MonotonicNanoseconds(), 0);
+    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, WaitForStop(absl::Nanoseconds(left)));
+    signal_number = event.kind == WaitEvent::Kind::kSignalStop ? event.code : 0;
+    // Fails only where the thread was killed meanwhile, which the next turn finds out.
+    if (event.kind == WaitEvent::Kind::kEventStop) RepeatInterruptedCall().IgnoreError();
+  }
   tid_ = 0;
-  return status;
+  return absl::OkStatus();
 }
 
 }  // namespace predump::kernel

@@ -84,14 +84,21 @@ class Tracee {
   // Resume; `signal_number` is delivered where the stop was a signal-delivery-stop, 0 drops it.
   absl::Status Continue(int signal_number = 0) const;
   absl::Status ContinueToSyscall(int signal_number = 0) const;
-  absl::Status Detach(int signal_number = 0) &&;
+  // Lets the thread go; one that is not stopped is stopped first, waiting for `patience` at most.
+  // `signal_number` as in Continue. Errors: TargetExited (and it is reaped): the attachment is
+  // over; DeadlineExceeded it did not stop: it is still attached, and stops once it can.
+  absl::Status Detach(int signal_number = 0, absl::Duration patience = absl::Seconds(10));
 
-  // Forgets the task without detaching: it has exited and was reaped.
+  // In PTRACE_EVENT_STOP, before the thread is let go of: the kernel finishes interrupted calls by
+  // itself, but for those that give EINTR on a mere stop, which are made to be repeated.
+  absl::Status RepeatInterruptedCall() const;
+
+  // Forgets the task without detaching: it has exited and was reaped, or is left to the kernel,
+  // which lets go of it when this thread exits.
   void Abandon() { tid_ = 0; }
 
  private:
   explicit Tracee(pid_t tid) : tid_(tid) {}
-  // Detaches, stopping the thread first if it has to.
   void LetGo();
   absl::Status Call(int request, uint64_t address, uint64_t data, const char* name) const;
 

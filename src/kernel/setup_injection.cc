@@ -436,7 +436,7 @@ absl::Status SetupInjector::LeaveProgram(Tracee thread) {
   PREDUMP_RETURN_IF_ERROR(
       thread.SetRegisters(NativeRestartRegisters(original_).value_or(original_)));
   if (stop_signal_held_) PREDUMP_RETURN_IF_ERROR(process_.SendSignal(SIGSTOP));
-  return std::move(thread).Detach();
+  return thread.Detach();
 }
 
 absl::Status SetupInjector::ZeroPadding(const ProcessMemory& memory) const {

@@ -374,6 +374,7 @@ TEST(FreezerTest, VforkParentIsNamedAndEverythingRunsOn) {
   EXPECT_EQ(frozen.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(frozen.status().message()),
               testing::HasSubstr(absl::StrCat("thread ", child.pid(), " (waiter)")));
+  EXPECT_EQ(ReadStatus(*process)->tracer_pid, 0);
   const long made = storm->made;
   EXPECT_TRUE(Eventually([&] { return storm->made > made; }));
   storm->stop = 1;
@@ -424,6 +425,31 @@ TEST(FreezerTest, ExitedProcessIsTargetExited) {
   child.Kill();
   EXPECT_TRUE(base::IsTargetExited(FrozenProcess::Freeze(*process, kTimeout).status()));
   EXPECT_TRUE(base::IsTargetExited(InjectSetup(*process, {}).status()));
+}
+
+// A thread's zombie that is left to its tracer would hide the end of the process from everybody.
+TEST(FreezerTest, ProcessKilledWhileFrozenIsGoneAfterTheThaw) {
+  for (const bool told : {true, false}) {
+    ChildProcess child([] {
+      for (int i = 0; i < 3; ++i) {
+        std::thread([] {
+          for (;;) ::pause();
+        }).detach();
+      }
+      for (;;) ::pause();
+    });
+    const auto process = ProcessHandle::Open(child.pid());
+    ASSERT_TRUE(Eventually([&] { return ListThreads(*process)->size() == 4; }));
+    {
+      auto frozen = FrozenProcess::Freeze(*process, kTimeout);
+      ASSERT_TRUE(frozen.ok()) << frozen.status();
+      ::kill(child.pid(), SIGKILL);
+      if (told) {
+        EXPECT_TRUE(base::IsTargetExited(std::move(*frozen).Thaw()));
+      }
+    }
+    EXPECT_TRUE(*process->WaitForExit(absl::Seconds(5)));
+  }
 }
 
 // ---- Signals.

@@ -1,7 +1,6 @@
-// The thin gates: wait, ptrace, memory, pagemap, userfaultfd, splice.
+// The thin gates: wait, memory, pagemap, userfaultfd, splice.
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -18,7 +17,6 @@
 #include "src/kernel/pagemap_scan.h"
 #include "src/kernel/process_memory.h"
 #include "src/kernel/procfs.h"
-#include "src/kernel/ptrace.h"
 #include "src/kernel/splice.h"
 #include "src/kernel/userfaultfd.h"
 #include "src/kernel/vdso_padding.h"
@@ -75,60 +73,6 @@ TEST(WaitTest, BlockedSigchldOfTheCallerIsNotEaten) {
   const struct timespec soon = {1, 0};
   EXPECT_EQ(::sigtimedwait(&sigchld, nullptr, &soon), SIGCHLD);
   ::sigprocmask(SIG_SETMASK, &before, nullptr);
-}
-
-TEST(TraceeTest, RegistersMasksAndPendingSignals) {
-  ChildProcess child(PauseForEver);
-  auto tracee = Tracee::Seize(child.pid(), PTRACE_O_TRACESYSGOOD);
-  ASSERT_TRUE(tracee.ok()) << tracee.status();
-  ASSERT_TRUE(tracee->Interrupt().ok());
-  const auto stop = tracee->WaitForEventStop(absl::Seconds(2));
-  ASSERT_TRUE(stop.ok()) << stop.status();
-  EXPECT_FALSE(stop->IsGroupStop());
-  auto registers = tracee->GetRegisters();
-  ASSERT_TRUE(registers.ok());
-  EXPECT_TRUE(tracee->SetRegisters(*registers).ok());
-  const auto xstate = tracee->GetXstate();
-  ASSERT_TRUE(xstate.ok()) << xstate.status();
-  EXPECT_GE(xstate->size(), 512u + 64u);
-  EXPECT_TRUE(tracee->SetXstate(*xstate).ok());
-  const uint64_t mask = 1ull << (SIGUSR1 - 1);
-  ASSERT_TRUE(tracee->SetSignalMask(mask).ok());
-  EXPECT_EQ(*tracee->GetSignalMask(), mask);
-  ::kill(child.pid(), SIGUSR1);
-  const auto pending = tracee->PeekPendingSignals(PendingQueue::kProcess);
-  ASSERT_TRUE(pending.ok()) << pending.status();
-  ASSERT_EQ(pending->size(), 1u);
-  EXPECT_EQ((*pending)[0].si_signo, SIGUSR1);
-  EXPECT_EQ((*pending)[0].si_pid, ::getpid());
-  EXPECT_TRUE(tracee->PeekPendingSignals(PendingQueue::kThread)->empty());
-  EXPECT_TRUE(tracee->GetRseqConfiguration().ok());
-  EXPECT_FALSE(*tracee->UsesSyscallUserDispatch());
-}
-
-TEST(TraceeTest, ExitedThreadIsTargetExited) {
-  ChildProcess child(PauseForEver);
-  auto tracee = Tracee::Seize(child.pid(), 0);
-  ASSERT_TRUE(tracee.ok());
-  ::kill(child.pid(), SIGKILL);
-  EXPECT_TRUE(base::IsTargetExited(tracee->WaitForStop(absl::Seconds(5)).status()));
-  EXPECT_TRUE(base::IsTargetExited(Tracee::Seize(child.pid(), 0).status()));
-}
-
-TEST(TraceeTest, DestructorLetsARunningThreadGo) {
-  SharedValue<std::atomic<long>> steps;
-  ChildProcess child([&] {
-    for (;;) ++*steps;
-  });
-  ASSERT_TRUE(Eventually([&] { return *steps > 0; }));
-  {
-    const auto tracee = Tracee::Seize(child.pid(), 0);
-    ASSERT_TRUE(tracee.ok());
-  }
-  const auto process = ProcessHandle::Open(child.pid());
-  EXPECT_EQ(ReadStatus(*process)->tracer_pid, 0);
-  const long before = *steps;
-  EXPECT_TRUE(Eventually([&] { return *steps > before; }));
 }
 
 TEST(ProcessMemoryTest, ShortReadTellsUnreadableFromError) {
