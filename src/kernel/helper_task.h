@@ -11,11 +11,13 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <span>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "src/base/unique_fd.h"
 #include "src/base/units.h"
 #include "src/kernel/process_memory.h"
@@ -29,6 +31,12 @@ class HelperTask {
   HelperTask& operator=(HelperTask&& other) noexcept;
   // As Finish().
   ~HelperTask();
+
+  // Takes over the task that the setup program, at the start of `padding`, has made: lets it leave
+  // the descriptors of the target and make its pipe. On an error it is gone. Errors: TargetExited
+  // it was killed; else from its system calls.
+  static absl::StatusOr<HelperTask> Start(Tracee tracee, base::AddressRange padding,
+                                          base::ByteCount program, base::ByteCount pipe_capacity);
 
   pid_t tid() const { return tracee_.tid(); }
   int pidfd() const { return pidfd_.get(); }
@@ -49,16 +57,20 @@ class HelperTask {
   absl::Status Finish();
 
  private:
-  friend class SetupInjector;
-  HelperTask(Tracee tracee, ProcessMemory memory) noexcept
-      : tracee_(std::move(tracee)), memory_(std::move(memory)) {}
+  HelperTask(Tracee tracee, base::AddressRange padding) noexcept
+      : tracee_(std::move(tracee)), padding_(padding) {}
 
+  // Up to the entry of exit_group: the descriptors pipe2 gave, {read, write}.
+  absl::StatusOr<uint64_t> RunToExit();
+  // Until it is at the entry of exit_group.
+  absl::Status WaitForEntry(absl::Duration timeout);
+  absl::Status WipePadding();
   // One system call in the helper: its result or -errno.
   absl::StatusOr<int64_t> Call(uint64_t number, std::span<const uint64_t> arguments);
   absl::StatusOr<int64_t> VmspliceTable(std::span<const base::AddressRange> ranges);
 
   Tracee tracee_;
-  ProcessMemory memory_;
+  std::optional<ProcessMemory> memory_;  // until the padding is zero again
   base::UniqueFd pidfd_;
   base::UniqueFd pipe_;
   base::ByteCount capacity_;

@@ -206,6 +206,22 @@ absl::Status Tracee::ContinueToSyscall(int signal_number) const {
   return Call(PTRACE_SYSCALL, 0, static_cast<uint64_t>(signal_number), "PTRACE_SYSCALL");
 }
 
+absl::Status Tracee::RunToSyscallStop(absl::Duration timeout, OtherStop other) {
+  PREDUMP_RETURN_IF_ERROR(ContinueToSyscall());
+  return WaitForSyscallStop(timeout, other);
+}
+
+absl::Status Tracee::WaitForSyscallStop(absl::Duration timeout, OtherStop other) {
+  const int64_t deadline = base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(timeout);
+  for (;;) {
+    const int64_t left = std::max<int64_t>(deadline - base::MonotonicNanoseconds(), 0);
+    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, WaitForStop(absl::Nanoseconds(left)));
+    if (event.kind == WaitEvent::Kind::kSyscallStop) return absl::OkStatus();
+    PREDUMP_ASSIGN_OR_RETURN(const int signal_number, other(event));
+    PREDUMP_RETURN_IF_ERROR(ContinueToSyscall(signal_number));
+  }
+}
+
 absl::Status Tracee::RepeatInterruptedCall() const {
   PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, GetRegisters());
   const std::optional<user_regs_struct> fixed = NativeRestartRegisters(registers);

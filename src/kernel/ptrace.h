@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -84,6 +85,16 @@ class Tracee {
   // Resume; `signal_number` is delivered where the stop was a signal-delivery-stop, 0 drops it.
   absl::Status Continue(int signal_number = 0) const;
   absl::Status ContinueToSyscall(int signal_number = 0) const;
+  // What to do about a stop that is not the one waited for: the signal to go on with (0: none).
+  using OtherStop = absl::FunctionRef<absl::StatusOr<int>(const WaitEvent&)>;
+  // Resumes the stopped thread up to its next syscall-stop (entry or exit of a system call).
+  // Anybody may send it SIGSTOP or SIGCONT meanwhile, which stop it first: each stop in between is
+  // `other`'s to judge. Needs PTRACE_O_TRACESYSGOOD. DeadlineExceeded as WaitForStop; else what
+  // `other` gives.
+  absl::Status RunToSyscallStop(absl::Duration timeout, OtherStop other);
+  // The same for a thread that ContinueToSyscall has resumed already.
+  absl::Status WaitForSyscallStop(absl::Duration timeout, OtherStop other);
+
   // Lets the thread go; one that is not stopped is stopped first, waiting for `patience` at most.
   // `signal_number` as in Continue. Errors: TargetExited (and it is reaped): the attachment is
   // over; DeadlineExceeded it did not stop: it is still attached, and stops once it can.

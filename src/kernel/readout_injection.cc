@@ -50,7 +50,7 @@ class Readout {
   absl::StatusOr<int64_t> Call(Tracee& thread, const ReadoutCall& call, size_t buffer_offset);
   absl::Status LeaveProgram(Tracee& thread, const user_regs_struct& original, uint64_t mask);
   absl::StatusOr<user_regs_struct> NextSyscallStop(Tracee& thread);
-  absl::Status NoteSignal(const WaitEvent& event);
+  absl::StatusOr<int> NoteSignal(const WaitEvent& event);
 
   FrozenProcess& frozen_;
   const std::span<const std::vector<ReadoutCall>> calls_;
@@ -248,24 +248,21 @@ absl::Status Readout::LeaveProgram(Tracee& thread, const user_regs_struct& origi
 }
 
 absl::StatusOr<user_regs_struct> Readout::NextSyscallStop(Tracee& thread) {
-  for (;;) {
-    PREDUMP_RETURN_IF_ERROR(thread.ContinueToSyscall());
-    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, thread.WaitForStop(kCallTimeout));
-    if (event.kind == WaitEvent::Kind::kSyscallStop) return thread.GetRegisters();
-    PREDUMP_RETURN_IF_ERROR(NoteSignal(event));
-  }
+  PREDUMP_RETURN_IF_ERROR(thread.RunToSyscallStop(
+      kCallTimeout, [this](const WaitEvent& event) { return NoteSignal(event); }));
+  return thread.GetRegisters();
 }
 
-absl::Status Readout::NoteSignal(const WaitEvent& event) {
+absl::StatusOr<int> Readout::NoteSignal(const WaitEvent& event) {
   if (event.kind == WaitEvent::Kind::kSignalStop && event.code == SIGSTOP) {
     // The one signal that cannot be blocked: dropped here and sent again once all are back.
     stop_signal_held_ = true;
-    return absl::OkStatus();
+    return 0;
   }
   if (event.kind == WaitEvent::Kind::kEventStop) {
     // Somebody sent SIGCONT, which takes back a stop that came before it.
     stop_signal_held_ = false;
-    return absl::OkStatus();
+    return 0;
   }
   return absl::InternalError(absl::StrCat("inside the readout program: ", event.ToString()));
 }

@@ -22,7 +22,6 @@
 #include "src/kernel/restart.h"
 #include "src/kernel/setup_program_x86_64.h"
 #include "src/kernel/sleep_note.h"
-#include "src/kernel/splice.h"
 #include "src/kernel/vdso_padding.h"
 
 namespace predump::kernel {
@@ -81,6 +80,13 @@ std::optional<int> Rank(const SyscallState& state) {
   }
 }
 
+// A signal came first (SIGSTOP here): the kernel makes the call again by itself.
+bool IsRestart(int64_t result) {
+  constexpr int64_t kErestartsys = 512;
+  constexpr int64_t kErestartRestartblock = 516;
+  return -kErestartRestartblock <= result && result <= -kErestartsys;
+}
+
 // struct rseq_cs of include/uapi/linux/rseq.h.
 struct RseqCriticalSection {
   uint32_t version;
@@ -113,12 +119,12 @@ class SetupInjector {
   void NoteResult(uint64_t number, int64_t result);
   void NoteBrokenOffCall(const user_regs_struct& stopped, const SleepNote& sleep);
   absl::Status DriveChild();
-  absl::Status StartHelper(pid_t tid);
-  absl::Status ConnectHelper(HelperTask& helper, int remote_read, int remote_write);
+  void StartHelper();
   absl::Status MoveOutOfRestartableSequence(const Tracee& thread,
                                             user_regs_struct* registers) const;
+  absl::StatusOr<int> NoteOtherStop(const Tracee& task, const WaitEvent& event);
   absl::StatusOr<user_regs_struct> NextSyscallStop(Tracee& task);
-  absl::Status ZeroPadding(const ProcessMemory& memory) const;
+  absl::Status ZeroPadding() const;
 
   const ProcessHandle& process_;
   const SetupRequest& request_;
@@ -129,7 +135,6 @@ class SetupInjector {
   std::optional<ProcessMemory> memory_;  // through the stopped thread
   user_regs_struct original_ = {};
   uint64_t signal_mask_ = 0;
-  bool stop_signal_held_ = false;
   std::optional<Tracee> child_;
   std::optional<Tracee> grandchild_;
   SetupResult result_;
@@ -149,7 +154,7 @@ absl::StatusOr<SetupResult> SetupInjector::Run() {
     for (const Candidate& candidate : candidates) {
       status = StopAndRun(candidate.tid);
       if (status.ok()) {
-        if (grandchild_.has_value()) result_.helper_status = StartHelper(grandchild_->tid());
+        if (grandchild_.has_value()) StartHelper();
         return std::move(result_);
       }
       // Nothing was done to a thread that did not stop or that exited: another one may do.
@@ -267,7 +272,6 @@ absl::Status SetupInjector::StopAndRun(pid_t tid) {
   PREDUMP_RETURN_IF_ERROR(LeaveProgram(std::move(thread)));
   result_.stopped = stopwatch.Elapsed();
   result_.thread = tid;
-  if (!grandchild_.has_value()) ZeroPadding(*memory_).IgnoreError();
   return absl::OkStatus();
 }
 
@@ -337,24 +341,34 @@ absl::Status SetupInjector::EnterProgram(Tracee& thread, const user_regs_struct&
   return thread.SetRegisters(registers);
 }
 
-absl::StatusOr<user_regs_struct> SetupInjector::NextSyscallStop(Tracee& task) {
-  PREDUMP_RETURN_IF_ERROR(task.ContinueToSyscall());
-  for (;;) {
-    PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, task.WaitForStop(kCallTimeout));
-    if (event.kind == WaitEvent::Kind::kSyscallStop) return task.GetRegisters();
-    if (event.kind == WaitEvent::Kind::kPtraceEvent && event.code == PTRACE_EVENT_CLONE) {
+absl::StatusOr<int> SetupInjector::NoteOtherStop(const Tracee& task, const WaitEvent& event) {
+  switch (event.kind) {
+    case WaitEvent::Kind::kPtraceEvent: {
+      if (event.code != PTRACE_EVENT_CLONE) break;
       PREDUMP_ASSIGN_OR_RETURN(const uint64_t child, task.GetEventMessage());
       child_ = Tracee::AdoptAutoAttached(static_cast<pid_t>(child));
+      return 0;
     }
-    if (event.kind == WaitEvent::Kind::kSignalStop) {
-      // Every signal that can be blocked is: this is SIGSTOP, which acts once the program is left.
-      if (event.code != SIGSTOP) {
-        return absl::InternalError(absl::StrCat("inside the setup program: ", event.ToString()));
-      }
-      stop_signal_held_ = true;
-    }
-    PREDUMP_RETURN_IF_ERROR(task.ContinueToSyscall());
+    case WaitEvent::Kind::kEventStop:
+      // A stop signal has stopped the process, or SIGCONT ended that. The kernel keeps account:
+      // this thread alone is led through the program, and is stopped where it is let go of, or is
+      // not.
+      return 0;
+    case WaitEvent::Kind::kSignalStop:
+      // Every signal that can be blocked is. Held back and sent again at the end, it would come
+      // after a SIGCONT that meant to end it.
+      if (event.code == SIGSTOP) return SIGSTOP;
+      break;
+    default:
+      break;
   }
+  return absl::InternalError(absl::StrCat("inside the setup program: ", event.ToString()));
+}
+
+absl::StatusOr<user_regs_struct> SetupInjector::NextSyscallStop(Tracee& task) {
+  PREDUMP_RETURN_IF_ERROR(task.RunToSyscallStop(
+      kCallTimeout, [&](const WaitEvent& event) { return NoteOtherStop(task, event); }));
+  return task.GetRegisters();
 }
 
 absl::Status SetupInjector::DriveProgram(Tracee& thread) {
@@ -367,10 +381,13 @@ absl::Status SetupInjector::DriveProgram(Tracee& thread) {
       PREDUMP_RETURN_IF_ERROR(thread.ContinueToSyscall());
       const absl::Status status = DriveChild();
       if (!status.ok()) result_.helper_status = status;
-      PREDUMP_RETURN_IF_ERROR(thread.WaitForStop(kCallTimeout));
+      // Its exit; a wait that SIGSTOP broke off is entered once more.
+      PREDUMP_RETURN_IF_ERROR(thread.WaitForSyscallStop(
+          kCallTimeout, [&](const WaitEvent& event) { return NoteOtherStop(thread, event); }));
       continue;
     }
     PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct exit, NextSyscallStop(thread));
+    if (IsRestart(static_cast<int64_t>(exit.rax))) continue;
     probed_subreaper |= entry.orig_rax == SYS_prctl;
     NoteResult(entry.orig_rax, static_cast<int64_t>(exit.rax));
   }
@@ -405,11 +422,13 @@ void SetupInjector::NoteResult(uint64_t number, int64_t result) {
 absl::Status SetupInjector::DriveChild() {
   if (!child_.has_value()) return absl::InternalError("a clone without its event");
   const pid_t tid = child_->tid();
+  if (tid == 0) return absl::OkStatus();  // done before
   for (;;) {
     PREDUMP_ASSIGN_OR_RETURN(const WaitEvent event, Wait({.tid = tid, .timeout = kCallTimeout}));
     if (event.IsExit()) {
       child_->Abandon();
       if (grandchild_.has_value()) return absl::OkStatus();
+      if (event.kind == WaitEvent::Kind::kKilled) return absl::UnavailableError(event.ToString());
       return event.code == 0 ? absl::InternalError("the helper was not attached to")
                              : base::ErrnoError(event.code, "clone in the process");
     }
@@ -435,61 +454,23 @@ absl::Status SetupInjector::LeaveProgram(Tracee thread) {
   PREDUMP_RETURN_IF_ERROR(thread.SetSignalMask(signal_mask_));
   PREDUMP_RETURN_IF_ERROR(
       thread.SetRegisters(NativeRestartRegisters(original_).value_or(original_)));
-  if (stop_signal_held_) PREDUMP_RETURN_IF_ERROR(process_.SendSignal(SIGSTOP));
+  // No thread is inside any more. The remains of a write that failed are known as ours.
+  if (!grandchild_.has_value()) ZeroPadding().IgnoreError();
   return thread.Detach();
 }
 
-absl::Status SetupInjector::ZeroPadding(const ProcessMemory& memory) const {
-  const std::vector<std::byte> zeros(padding_.size().value());
-  return memory.Write(padding_.start(), zeros);
-}
-
 // The target runs again; the helper is at its first instruction.
-absl::Status SetupInjector::StartHelper(pid_t tid) {
-  Tracee tracee = *std::exchange(grandchild_, std::nullopt);
-  PREDUMP_ASSIGN_OR_RETURN(ProcessMemory memory, ProcessMemory::OpenThread(tid, O_RDWR));
-  PREDUMP_RETURN_IF_ERROR(tracee.WaitForStop(kCallTimeout));
-  PREDUMP_RETURN_IF_ERROR(tracee.SetOptions(kSyscallStops));
-  HelperTask helper(std::move(tracee), std::move(memory));
-  helper.padding_ = padding_;
-  const uint64_t table = (padding_.start().value() + SetupProgramSize() + 15) / 16 * 16;
-  helper.table_ = base::RemoteAddress(table);
-  helper.max_ranges_ = (padding_.end().value() - table) / sizeof(struct iovec);
-  helper.pidfd_ = base::UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, tid, 0)));
-  if (!helper.pidfd_.valid()) return base::ErrnoError(errno, "pidfd_open of the helper");
-  absl::Status failed;
-  user_regs_struct registers = {};
-  for (;;) {
-    PREDUMP_ASSIGN_OR_RETURN(registers, NextSyscallStop(helper.tracee_));
-    if (registers.orig_rax == SYS_exit_group) break;
-    PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct exit, NextSyscallStop(helper.tracee_));
-    const int64_t call_result = static_cast<int64_t>(exit.rax);
-    if (call_result < 0 && call_result >= -4095 && failed.ok()) {
-      failed = base::ErrnoError(static_cast<int>(-call_result), "system call ", registers.orig_rax,
-                                " of the helper");
-    }
-  }
-  PREDUMP_RETURN_IF_ERROR(failed);
-  // Only now: killed while it had its page mapped, it would have left that behind.
-  PREDUMP_RETURN_IF_ERROR(helper.tracee_.SetOptions(kSyscallStops | PTRACE_O_EXITKILL));
-  helper.at_entry_ = true;
-  // r12 holds the descriptors pipe2 gave, {read, write}.
-  PREDUMP_RETURN_IF_ERROR(ConnectHelper(helper, static_cast<int>(registers.r12 & 0xffffffff),
-                                        static_cast<int>(registers.r12 >> 32)));
-  result_.helper.emplace(std::move(helper));
-  return absl::OkStatus();
+void SetupInjector::StartHelper() {
+  absl::StatusOr<HelperTask> helper =
+      HelperTask::Start(*std::exchange(grandchild_, std::nullopt), padding_,
+                        base::ByteCount(SetupProgramSize()), request_.pipe_capacity);
+  result_.helper_status = helper.status();
+  if (helper.ok()) result_.helper.emplace(*std::move(helper));
 }
 
-absl::Status SetupInjector::ConnectHelper(HelperTask& helper, int remote_read, int remote_write) {
-  helper.pipe_ = base::UniqueFd(
-      static_cast<int>(::syscall(SYS_pidfd_getfd, helper.pidfd_.get(), remote_read, 0)));
-  if (!helper.pipe_.valid()) return base::ErrnoError(errno, "pidfd_getfd of the helper's pipe");
-  helper.remote_pipe_ = remote_write;
-  const uint64_t arguments[] = {static_cast<uint64_t>(remote_read)};
-  PREDUMP_RETURN_IF_ERROR(helper.Call(SYS_close, arguments));
-  PREDUMP_ASSIGN_OR_RETURN(helper.capacity_,
-                           ResizePipe(helper.pipe_.get(), request_.pipe_capacity));
-  return absl::OkStatus();
+absl::Status SetupInjector::ZeroPadding() const {
+  const std::vector<std::byte> zeros(padding_.size().value());
+  return memory_->Write(padding_.start(), zeros);
 }
 
 }  // namespace predump::kernel

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <numeric>
 #include <thread>
 
@@ -390,6 +391,102 @@ TEST(SetupInjectionTest, HelperDiesWithItsTracerAndTheTargetRunsOn) {
   const auto again = InjectSetup(*process, {});
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_TRUE(again->helper.has_value());
+}
+
+// What a terminal's ^Z and `fg` send to the whole process group reaches the helper too.
+TEST(SetupInjectionTest, HelperTakesNoNoticeOfStopAndContinueSignals) {
+  constexpr size_t kPages = 16;
+  const size_t bytes = kPages * base::PageSize();
+  auto* memory = static_cast<unsigned char*>(
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  for (size_t i = 0; i < bytes; ++i) memory[i] = static_cast<unsigned char>(i * 7 + i / 4096);
+  ChildProcess child([] {
+    for (;;) ::pause();
+  });
+  const auto process = ProcessHandle::Open(child.pid());
+  auto setup = InjectSetup(*process, {.userfaultfd = false});
+  ASSERT_TRUE(setup.ok() && setup->helper.has_value()) << setup.status();
+  HelperTask& helper = *setup->helper;
+  std::atomic<bool> done = false;
+  std::thread sender([&, tid = helper.tid()] {
+    while (!done) {
+      ::kill(tid, SIGSTOP);
+      ::kill(tid, SIGCONT);
+      ::usleep(20);
+    }
+  });
+  const uint64_t start = reinterpret_cast<uint64_t>(memory);
+  const AddressRange range = AddressRange::FromOrdered(start, start + bytes);
+  absl::Status status;
+  std::vector<unsigned char> got(bytes);
+  for (int i = 0; i < 2000 && status.ok(); ++i) {
+    const auto queued = helper.Vmsplice(std::span(&range, 1));
+    status = queued.status();
+    if (!queued.ok()) break;
+    EXPECT_EQ(queued->value(), bytes);
+    EXPECT_EQ(::read(helper.pipe(), got.data(), bytes), static_cast<ssize_t>(bytes));
+    EXPECT_EQ(memcmp(got.data(), memory, bytes), 0);
+  }
+  done = true;
+  sender.join();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(helper.Finish().ok());
+  EXPECT_TRUE(AllZero(ReadPadding(*process)));
+  ::munmap(memory, bytes);
+}
+
+// Whatever setups do in between, the last of the two decides.
+TEST(SetupInjectionTest, StopAndContinueSignalsKeepTheirOrder) {
+  SharedValue<Progress> progress;
+  ChildProcess child([&] {
+    for (int i = 0; i < 2; ++i) {
+      std::thread([&] {
+        for (;;) ++progress->command;
+      }).detach();
+    }
+    ComputeAndCheck(*progress);
+  });
+  ASSERT_TRUE(Eventually([&] { return progress->steps > 1000; }));
+  const auto process = ProcessHandle::Open(child.pid());
+  int setups = 0;
+  for (int round = 0; round < 60; ++round) {
+    const bool stopped_at_last = round % 4 == 0;
+    std::atomic<bool> done = false;
+    std::thread sender([&] {
+      for (int i = 0; i < 40; ++i) {
+        ::kill(child.pid(), SIGSTOP);
+        ::usleep(static_cast<useconds_t>(i * 7 % 50));
+        ::kill(child.pid(), SIGCONT);
+        ::usleep(static_cast<useconds_t>(i * 11 % 150));
+      }
+      if (stopped_at_last) ::kill(child.pid(), SIGSTOP);
+      done = true;
+    });
+    while (!done) {
+      const auto setup = InjectSetup(*process, {.helper = round % 2 == 0});
+      if (setup.ok()) {
+        ++setups;
+        EXPECT_TRUE(setup->userfaultfd_status.ok()) << setup->userfaultfd_status;
+        EXPECT_TRUE(setup->helper_status.ok()) << setup->helper_status;
+      } else {
+        EXPECT_TRUE(absl::IsFailedPrecondition(setup.status())) << setup.status();
+      }
+    }
+    sender.join();
+    if (stopped_at_last) {
+      ASSERT_TRUE(Eventually([&] { return ReadStat(*process)->state == 'T'; })) << round;
+      const long steps = progress->steps;
+      SleepMs(2);
+      ASSERT_EQ(progress->steps, steps) << round;
+      ::kill(child.pid(), SIGCONT);
+    }
+    const long steps = progress->steps;
+    const int others = progress->command;
+    ASSERT_TRUE(Eventually([&] { return progress->steps > steps && progress->command != others; }))
+        << round << ": it was left stopped";
+  }
+  EXPECT_GT(setups, 0);
+  EXPECT_EQ(progress->wrong, 0);
 }
 
 TEST(SetupInjectionTest, StoppedProcessIsRefusedByName) {
