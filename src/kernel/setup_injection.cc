@@ -2,11 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +20,8 @@
 #include "src/kernel/restart.h"
 #include "src/kernel/setup_program_x86_64.h"
 #include "src/kernel/sleep_note.h"
+#include "src/kernel/thread_choice.h"
+#include "src/kernel/unstopped_threads.h"
 #include "src/kernel/vdso_padding.h"
 
 namespace predump::kernel {
@@ -31,54 +31,11 @@ namespace {
 constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 // Long enough to cost nothing, short enough to hit the pause between two children of a vfork loop.
 constexpr absl::Duration kLookAgain = absl::Milliseconds(1);
-constexpr size_t kMostThreadsLookedAt = 64;
+constexpr absl::Duration kUsualStop = absl::Milliseconds(2);
+constexpr absl::Duration kSlowStop = absl::Milliseconds(100);
 constexpr size_t kFewestTableEntries = 16;
 constexpr uint64_t kCodeSegment64 = 0x33;
 constexpr uint64_t kSyscallStops = PTRACE_O_TRACESYSGOOD;
-
-struct Candidate {
-  pid_t tid = 0;
-  int rank = 0;  // lower is better
-};
-
-bool WaitsForAllKinds(const SyscallState& state) {
-  const uint64_t options = state.number == SYS_wait4    ? state.arguments[2]
-                           : state.number == SYS_waitid ? state.arguments[3]
-                                                        : 0;
-  return (options & (__WALL | __WCLONE)) != 0;
-}
-
-// How little a stop disturbs a thread; nullopt where it cannot be stopped.
-std::optional<int> Rank(const SyscallState& state) {
-  if (state.running) return 1;
-  switch (state.number) {
-    case SYS_vfork:
-    case SYS_clone3:
-      return std::nullopt;
-    case SYS_clone:
-      if ((state.arguments[0] & CLONE_VFORK) != 0) return std::nullopt;
-      return 2;
-    // Asleep, and the kernel goes on with the sleep by itself.
-    case SYS_futex:
-    case SYS_nanosleep:
-    case SYS_clock_nanosleep:
-    case SYS_poll:
-    case SYS_select:
-    case SYS_pause:
-    case SYS_wait4:
-    case SYS_waitid:
-      return 0;
-    // They put a signal mask of their own in place and are begun anew.
-    case SYS_rt_sigsuspend:
-    case SYS_ppoll:
-    case SYS_pselect6:
-      return 3;
-    default:
-      // Calls that report EINTR after a stop only where nothing else is to be had.
-      return state.number >= 0 && ReturnsEintrAfterStop(static_cast<uint64_t>(state.number)) ? 4
-                                                                                             : 2;
-  }
-}
 
 // A signal came first (SIGSTOP here): the kernel makes the call again by itself.
 bool IsRestart(int64_t result) {
@@ -110,9 +67,10 @@ class SetupInjector {
 
  private:
   absl::Status Prepare();
-  // Those that can be stopped now, best first.
-  absl::StatusOr<std::vector<Candidate>> ChooseThreads();
+  // DeadlineExceeded, TargetExited: this thread did not stop, or is gone.
   absl::Status StopAndRun(pid_t tid);
+  absl::StatusOr<WaitEvent> WaitUntilStopped(Tracee& thread) const;
+  absl::StatusOr<SetupResult> FinishSetup(int64_t deadline);
   absl::Status EnterProgram(Tracee& thread, const user_regs_struct& stopped);
   absl::Status DriveProgram(Tracee& thread);
   absl::Status LeaveProgram(Tracee thread);
@@ -133,6 +91,8 @@ class SetupInjector {
   base::AddressRange padding_;
   base::RemoteAddress free_page_;
   std::optional<ProcessMemory> memory_;  // through the stopped thread
+  bool entered_ = false;                 // a thread may be inside the program
+  UnstoppedThreads unstopped_;
   user_regs_struct original_ = {};
   uint64_t signal_mask_ = 0;
   std::optional<Tracee> child_;
@@ -148,22 +108,24 @@ absl::StatusOr<SetupResult> SetupInjector::Run() {
   PREDUMP_RETURN_IF_ERROR(Prepare());
   const int64_t deadline =
       base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(request_.timeout);
-  absl::Status status;
   for (;;) {
-    PREDUMP_ASSIGN_OR_RETURN(const std::vector<Candidate> candidates, ChooseThreads());
-    for (const Candidate& candidate : candidates) {
-      status = StopAndRun(candidate.tid);
-      if (status.ok()) {
-        if (grandchild_.has_value()) StartHelper();
-        return std::move(result_);
-      }
-      // Nothing was done to a thread that did not stop or that exited: another one may do.
-      if (!absl::IsDeadlineExceeded(status) && !base::IsTargetExited(status)) return status;
+    PREDUMP_RETURN_IF_ERROR(unstopped_.LetGoOfStopped());
+    PREDUMP_ASSIGN_OR_RETURN(const ThreadChoice choice, ChooseThreads(process_, padding_));
+    if (choice.waits_for_all_kinds != 0 && helper_wanted_) {
+      helper_wanted_ = false;
+      result_.helper_status = absl::FailedPreconditionError(absl::StrCat(
+          "thread ", choice.waits_for_all_kinds, " waits for children of all kinds (__WALL)"));
     }
-    if (candidates.empty()) {
-      status = absl::DeadlineExceededError(
-          absl::StrCat("process ", process_.pid(), " had no thread that could be stopped within ",
-                       absl::FormatDuration(request_.timeout)));
+    absl::Status status = absl::DeadlineExceededError(
+        absl::StrCat("process ", process_.pid(), " had no thread that could be stopped within ",
+                     absl::FormatDuration(request_.timeout)));
+    for (const pid_t tid : choice.tids) {
+      if (unstopped_.Contains(tid)) continue;
+      status = StopAndRun(tid);
+      if (status.ok()) return FinishSetup(deadline);
+      // Nothing was done to a thread that did not stop or that exited: another one may do.
+      const bool another = absl::IsDeadlineExceeded(status) || base::IsTargetExited(status);
+      if (entered_ || !another) return status;
     }
     // The end of an uninterruptible wait (a vfork child's exec, for one) is told by nothing but the
     // thread's state; the end of the process is.
@@ -173,6 +135,18 @@ absl::StatusOr<SetupResult> SetupInjector::Run() {
     }
     if (base::MonotonicNanoseconds() >= deadline) return status;
   }
+}
+
+// With a thread that would stop some time, and maybe with nobody there, nothing is begun.
+absl::StatusOr<SetupResult> SetupInjector::FinishSetup(int64_t deadline) {
+  if (grandchild_.has_value()) StartHelper();
+  const absl::Status left = unstopped_.LetGoOfAll(deadline);
+  if (absl::IsDeadlineExceeded(left)) {
+    return base::Annotate(DidNotStop(process_, unstopped_.first(), request_.timeout), "setup");
+  }
+  PREDUMP_RETURN_IF_ERROR(left);
+  result_.stopped += unstopped_.stopped();
+  return std::move(result_);
 }
 
 absl::Status SetupInjector::Prepare() {
@@ -215,53 +189,26 @@ absl::Status SetupInjector::Prepare() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Candidate>> SetupInjector::ChooseThreads() {
-  PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(process_));
-  std::vector<Candidate> candidates;
-  bool filtered = false;
-  bool busy = false;
-  for (const pid_t tid : std::span(tids).first(std::min(tids.size(), kMostThreadsLookedAt))) {
-    const absl::StatusOr<StatusFields> status = ReadThreadStatus(process_, tid);
-    const absl::StatusOr<SyscallState> state = ReadThreadSyscall(process_, tid);
-    if (!status.ok() || !state.ok()) continue;  // it exited
-    if (WaitsForAllKinds(*state) && helper_wanted_) {
-      helper_wanted_ = false;
-      result_.helper_status = absl::FailedPreconditionError(
-          absl::StrCat("thread ", tid, " waits for children of all kinds (__WALL)"));
-    }
-    // A filter may kill the process for a call it does not expect.
-    filtered |= status->seccomp_mode != 0;
-    if (status->seccomp_mode != 0 || status->state == 'Z' || status->state == 'X') continue;
-    // A thread in an uninterruptible wait (D) could be seized, but neither stopped nor let go of.
-    const std::optional<int> rank = status->state == 'D' ? std::nullopt : Rank(*state);
-    busy |= !rank.has_value();
-    if (rank.has_value()) candidates.push_back({tid, *rank});
-  }
-  if (candidates.empty() && filtered && !busy) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("process ", process_.pid(),
-                     " has a seccomp filter, which may kill it for the calls of the setup"));
-  }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.rank < b.rank; });
-  return candidates;
-}
-
 absl::Status SetupInjector::StopAndRun(pid_t tid) {
   PREDUMP_ASSIGN_OR_RETURN(memory_, ProcessMemory::OpenThread(tid, O_RDWR));
   CpuFollower follower(process_, tid);
   SchedulerClocks clocks;
   const std::optional<SleepNote> note = SleepNote::Take(process_, tid, clocks);
+  // It was chosen a while ago.
+  if (WaitsUninterruptibly(process_, tid)) return DidNotStop(process_, tid, request_.timeout);
   PREDUMP_ASSIGN_OR_RETURN(Tracee thread, Tracee::Seize(tid, kSyscallStops | PTRACE_O_TRACECLONE));
   const base::Stopwatch stopwatch;
   PREDUMP_RETURN_IF_ERROR(thread.Interrupt());
-  const absl::Duration patience = std::min(request_.timeout, absl::Milliseconds(100));
-  PREDUMP_ASSIGN_OR_RETURN(const WaitEvent stop, thread.WaitForEventStop(patience));
-  if (stop.IsGroupStop()) {
+  const absl::StatusOr<WaitEvent> stop = WaitUntilStopped(thread);
+  if (absl::IsDeadlineExceeded(stop.status())) unstopped_.Add(std::move(thread));
+  PREDUMP_RETURN_IF_ERROR(stop);
+  PREDUMP_ASSIGN_OR_RETURN(user_regs_struct stopped, thread.GetRegisters());
+  // Now: whatever comes of this, the thread goes on with the registers it has.
+  PREDUMP_RETURN_IF_ERROR(thread.RepeatInterruptedCall());
+  if (stop->IsGroupStop()) {
     return absl::FailedPreconditionError(
         absl::StrCat("process ", process_.pid(), " is stopped by a signal"));
   }
-  PREDUMP_ASSIGN_OR_RETURN(user_regs_struct stopped, thread.GetRegisters());
   if (const auto slept = note.has_value() ? note->Slept(process_, tid) : std::nullopt) {
     ShortenRepeatedCall(*memory_, maps_, *slept, stopped);
     NoteBrokenOffCall(stopped, *note);
@@ -273,6 +220,18 @@ absl::Status SetupInjector::StopAndRun(pid_t tid) {
   result_.stopped = stopwatch.Elapsed();
   result_.thread = tid;
   return absl::OkStatus();
+}
+
+// A thread stops within microseconds, or as soon as a processor is free for it, unless it has just
+// begun an uninterruptible wait: then another thread is taken.
+absl::StatusOr<WaitEvent> SetupInjector::WaitUntilStopped(Tracee& thread) const {
+  const absl::StatusOr<WaitEvent> stop =
+      thread.WaitForEventStop(std::min(request_.timeout, kUsualStop));
+  if (!absl::IsDeadlineExceeded(stop.status())) return stop;
+  if (WaitsUninterruptibly(process_, thread.tid())) {
+    return DidNotStop(process_, thread.tid(), request_.timeout);
+  }
+  return thread.WaitForEventStop(std::min(request_.timeout, kSlowStop));
 }
 
 void SetupInjector::NoteBrokenOffCall(const user_regs_struct& stopped, const SleepNote& sleep) {
@@ -331,6 +290,7 @@ absl::Status SetupInjector::EnterProgram(Tracee& thread, const user_regs_struct&
                          .helper = helper_wanted_,
                          .ask_subreaper = !request_.is_subreaper.has_value()});
   PREDUMP_RETURN_IF_ERROR(memory_->Write(padding_.start(), program.bytes));
+  entered_ = true;
   // In this order: whatever happens after the first step, the program puts the mask back.
   user_regs_struct registers = original_;
   registers.orig_rax = ~0ull;

@@ -42,8 +42,10 @@ struct SetupResult {
   absl::Status userfaultfd_status;
   std::optional<HelperTask> helper;
   absl::Status helper_status;  // why there is none: EAGAIN, pids.max, init of its namespace, ...
-  absl::Duration stopped;      // how long the thread was stopped
-  pid_t thread = 0;            // which
+  // What the process felt of it: from the request to stop until the thread was let go of, and how
+  // long others were held that stopped late (unstopped_threads.h).
+  absl::Duration stopped;
+  pid_t thread = 0;  // which
   // The sleep it was in, if the kernel goes on with that by itself (restart_syscall(2), which hides
   // what it repeats), and if it is known since when.
   struct BrokenOffCall {
@@ -55,7 +57,9 @@ struct SetupResult {
 
 // Errors (nothing was done to the target): TargetExited; FailedPrecondition: stopped, traced by
 // somebody else (named), every thread seccomp-filtered, or the padding in use; Unimplemented: not a
-// 64-bit process or no vDSO; DeadlineExceeded no thread could be stopped within the timeout.
+// 64-bit process or no vDSO; DeadlineExceeded no thread could be stopped within the timeout, or one
+// that was asked to has not come back from an uninterruptible wait (named): the kernel lets go of
+// it when the calling thread exits, and it must not be waited for longer than that.
 absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const SetupRequest& request);
 
 }  // namespace predump::kernel

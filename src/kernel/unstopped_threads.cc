@@ -41,6 +41,11 @@ void UnstoppedThreads::Add(Tracee thread) {
   threads_.push_back(std::move(thread));
 }
 
+bool UnstoppedThreads::Contains(pid_t tid) const {
+  return std::any_of(threads_.begin(), threads_.end(),
+                     [&](const Tracee& thread) { return thread.tid() == tid; });
+}
+
 absl::Status UnstoppedThreads::LetGoOfStopped(absl::Duration patience) {
   const int64_t look_ns = base::MonotonicNanoseconds();
   absl::Status first_error;

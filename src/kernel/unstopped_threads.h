@@ -38,6 +38,7 @@ class UnstoppedThreads {
   // `thread` was interrupted and has not stopped.
   void Add(Tracee thread);
   bool empty() const { return threads_.empty(); }
+  bool Contains(pid_t tid) const;
   // The first that has not stopped yet.
   pid_t first() const { return threads_.front().tid(); }
 

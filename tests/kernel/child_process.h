@@ -19,9 +19,12 @@ namespace predump::kernel {
 // Runs `body` in a child, which exits 0 when it returns.
 class ChildProcess {
  public:
-  explicit ChildProcess(const std::function<void()>& body) : pid_(::fork()) {
+  explicit ChildProcess(const std::function<void()>& body) {
+    const pid_t parent = ::getpid();
+    pid_ = ::fork();
     if (pid_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      if (::getppid() != parent) ::_exit(1);
       body();
       ::_exit(0);
     }
@@ -51,7 +54,7 @@ class ChildProcess {
   }
 
  private:
-  pid_t pid_;
+  pid_t pid_ = -1;
 };
 
 // One T shared with forked children, zero-initialised.

@@ -19,13 +19,15 @@ class VforkParent {
       : child_([this] {
           if (::vfork() == 0) {
             ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+            *waiting_ = 1;
             while (*wait_over_ == 0) SleepMs(1);
             ::_exit(0);
           }
           for (;;) ++*steps_;
         }),
         process_(*ProcessHandle::Open(child_.pid())) {
-    if (!Eventually([&] { return ReadStat(process_)->state == 'D'; })) ::abort();
+    // Only then does its child die with it.
+    if (!Eventually([&] { return *waiting_ == 1 && ReadStat(process_)->state == 'D'; })) ::abort();
   }
 
   pid_t pid() const { return child_.pid(); }
@@ -39,6 +41,7 @@ class VforkParent {
   }
 
  private:
+  SharedValue<std::atomic<int>> waiting_;
   SharedValue<std::atomic<int>> wait_over_;
   SharedValue<std::atomic<long>> steps_;
   ChildProcess child_;
