@@ -143,7 +143,12 @@ absl::StatusOr<base::ByteCount> HelperTask::Vmsplice(std::span<const base::Addre
     const auto part = ranges.first(std::min(ranges.size(), max_ranges_));
     base::ByteCount wanted;
     for (const base::AddressRange& range : part) wanted += range.size();
-    PREDUMP_ASSIGN_OR_RETURN(const int64_t result, VmspliceTable(part));
+    const absl::StatusOr<int64_t> called = VmspliceTable(part);
+    if (base::IsTargetExited(called.status())) {
+      return absl::UnavailableError(
+          absl::StrCat("the helper task has ended: ", called.status().message()));
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const int64_t result, called);
     if (result == -EAGAIN || result == -EFAULT) return queued;
     if (result < 0) return base::ErrnoError(static_cast<int>(-result), "vmsplice in the helper");
     queued += base::ByteCount(static_cast<uint64_t>(result));

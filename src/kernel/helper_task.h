@@ -49,8 +49,9 @@ class HelperTask {
   // Queues pages of the target into the pipe, without copying and without waiting.
   // Shape: page-aligned ranges, in order. Units: the result is bytes from the start of `ranges`;
   // fewer than asked for where the pipe is full or the next page is not readable, 0 where that is
-  // so at once. Tell the two apart by whether the pipe is empty. Errors: TargetExited the helper
-  // was killed; else from vmsplice(2). EFAULT is not an error: 0.
+  // so at once. Tell the two apart by whether the pipe is empty. Errors: Unavailable somebody
+  // killed the helper, whatever of `ranges` the pipe then holds is not told of; else from
+  // vmsplice(2). EFAULT is not an error: 0.
   absl::StatusOr<base::ByteCount> Vmsplice(std::span<const base::AddressRange> ranges);
 
   // Kills and reaps the helper, zeroes the padding; the target is not touched otherwise.

@@ -81,6 +81,8 @@ absl::Status Tracee::Call(int request, uint64_t address, uint64_t data, const ch
 absl::Status Tracee::Interrupt() const { return Call(PTRACE_INTERRUPT, 0, 0, "PTRACE_INTERRUPT"); }
 
 absl::StatusOr<WaitEvent> Tracee::WaitForStop(std::optional<absl::Duration> timeout) {
+  // To waitpid(2), 0 would be any child.
+  if (tid_ == 0) return base::TargetExited("the attachment is over");
   absl::StatusOr<WaitEvent> event = Wait({.tid = tid_, .timeout = timeout});
   if (absl::IsNotFound(event.status())) {
     // Another thread of the target called execve(2), or somebody reaped it.

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
@@ -21,6 +22,10 @@
 #include "gtest/gtest.h"
 #include "src/base/errors.h"
 #include "src/kernel/process_memory.h"
+#include "src/kernel/procfs_maps.h"
+#include "src/kernel/setup_injection.h"
+#include "src/kernel/vdso_padding.h"
+#include "src/pagemap/helper_source.h"
 #include "src/pagemap/readv_source.h"
 #include "tests/pagemap/memory_actor.h"
 #include "tests/pagemap/sources.h"
@@ -263,6 +268,55 @@ TEST_P(PageSourceTest, FinishMayBeCalledTwice) {
 
 INSTANTIATE_TEST_SUITE_P(Sources, PageSourceTest, testing::Values("readv", "helper"),
                          [](const auto& param_info) { return param_info.param; });
+
+// Somebody kills the helper, seen in ps(1), at any moment: before, between and during its calls.
+TEST(HelperSourceTest, GoesOnByCopyingWhenItsHelperIsKilled) {
+  MemoryActor actor;
+  actor.Map(kBase, 8 * kMiB);
+  actor.Write(kBase, 8 * kMiB, 7);
+  const auto memory = kernel::ProcessMemory::Open(actor.process(), O_RDONLY);
+  std::vector<std::byte> expected(8 * kMiB);
+  ASSERT_TRUE(memory->ReadExactly(base::RemoteAddress(kBase), expected).ok());
+  int killed_before_the_end = 0;
+  for (int i = 0; i < 40; ++i) {
+    auto setup = kernel::InjectSetup(actor.process(), {.userfaultfd = false});
+    ASSERT_TRUE(setup.ok() && setup->helper.has_value()) << setup.status();
+    const pid_t helper = setup->helper->tid();
+    auto source = HelperSource::Create(actor.process(), *std::move(setup->helper));
+    ASSERT_TRUE(source.ok()) << source.status();
+    const base::UniqueFd file(::memfd_create("pages", MFD_CLOEXEC));
+    std::thread killer([&] {
+      ::usleep(static_cast<useconds_t>(i * 40));
+      ::kill(helper, SIGKILL);
+    });
+    absl::Status status;
+    for (uint64_t done = 0; done < 8 * kMiB && status.ok();) {
+      const std::vector<Extent> wanted = {Range(kBase + done, 8 * kMiB - done)};
+      const auto result = (*source)->Fetch(wanted);
+      status = result.status();
+      if (!status.ok()) break;
+      done += base::ToBytes(result->consumed).value();
+      if (i == 0) killer.join();  // between the fetch and the push
+      if (i == 0) killer = std::thread([] {});
+      status = (*source)->PushTo(file.get());
+    }
+    killer.join();
+    ASSERT_TRUE(status.ok()) << i << ": " << status;
+    killed_before_the_end += (*source)->name() == "readv";
+    std::vector<std::byte> bytes(8 * kMiB);
+    ASSERT_EQ(::pread(file.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(8 * kMiB));
+    ASSERT_EQ(memcmp(bytes.data(), expected.data(), bytes.size()), 0) << i;
+    EXPECT_TRUE((*source)->Finish().ok());
+    // Nothing is left in the process, killed helper or not.
+    const auto maps = kernel::ReadMaps(actor.process());
+    const auto padding = kernel::FindVdsoPadding(*maps, *memory);
+    ASSERT_TRUE(padding.ok()) << padding.status();
+    std::vector<std::byte> left(padding->size().value());
+    ASSERT_TRUE(memory->ReadExactly(padding->start(), left).ok());
+    EXPECT_EQ(left, std::vector<std::byte>(left.size())) << i;
+  }
+  EXPECT_GT(killed_before_the_end, 0);
+}
 
 class ReadvSourceTest : public testing::Test {
  protected:
