@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
+#include "src/kernel/injected_program.h"
 #include "src/kernel/procfs_maps.h"
 #include "src/kernel/procfs_task.h"
 #include "src/kernel/readout_program_x86_64.h"
@@ -21,7 +22,6 @@ namespace {
 
 // Nobody else runs in the process: the calls wait for nothing.
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
-constexpr uint64_t kCodeSegment64 = 0x33;
 constexpr uint64_t kPlaceAlignment = 64;
 constexpr size_t kBufferAlignment = 16;
 
@@ -46,7 +46,7 @@ class Readout {
   absl::StatusOr<std::vector<std::vector<ReadoutAnswer>>> AskAll();
   absl::StatusOr<std::vector<ReadoutAnswer>> AskThread(Tracee& thread,
                                                        const std::vector<ReadoutCall>& calls);
-  absl::Status EnterProgram(Tracee& thread, user_regs_struct& original, uint64_t mask);
+  absl::Status Enter(Tracee& thread, const user_regs_struct& original, uint64_t mask);
   absl::StatusOr<int64_t> Call(Tracee& thread, const ReadoutCall& call, size_t buffer_offset);
   absl::Status LeaveProgram(Tracee& thread, const user_regs_struct& original, uint64_t mask);
   absl::StatusOr<user_regs_struct> NextSyscallStop(Tracee& thread);
@@ -124,28 +124,13 @@ absl::Status Readout::Prepare() {
 }
 
 absl::Status Readout::CheckThread(const Tracee& thread) const {
-  PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct registers, thread.GetRegisters());
-  if (registers.cs != kCodeSegment64) {
-    return absl::UnimplementedError(
-        absl::StrCat("thread ", thread.tid(), " does not run 64-bit code"));
-  }
-  if (padding_.Contains(base::RemoteAddress(registers.rip))) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("thread ", thread.tid(), " has not left the program of an engine that died"));
-  }
+  PREDUMP_RETURN_IF_ERROR(CheckMayRunProgram(thread, padding_));
   PREDUMP_ASSIGN_OR_RETURN(const StatusFields status,
                            ReadThreadStatus(frozen_.process(), thread.tid()));
-  if (status.seccomp_mode != 0) {
-    // A filter may kill the process for a call it does not expect.
-    return absl::FailedPreconditionError(
-        absl::StrCat("thread ", thread.tid(), " is confined by seccomp"));
-  }
-  PREDUMP_ASSIGN_OR_RETURN(const bool dispatched, thread.UsesSyscallUserDispatch());
-  if (dispatched) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("thread ", thread.tid(), " dispatches its system calls to a handler"));
-  }
-  return absl::OkStatus();
+  if (status.seccomp_mode == 0) return absl::OkStatus();
+  // A filter may kill the process for a call it does not expect.
+  return absl::FailedPreconditionError(
+      absl::StrCat("thread ", thread.tid(), " is confined by seccomp"));
 }
 
 absl::StatusOr<std::vector<std::vector<ReadoutAnswer>>> Readout::AskAll() {
@@ -164,7 +149,7 @@ absl::StatusOr<std::vector<ReadoutAnswer>> Readout::AskThread(
   PREDUMP_ASSIGN_OR_RETURN(user_regs_struct original, thread.GetRegisters());
   PREDUMP_RETURN_IF_ERROR(LeaveRestartableSequence(thread, *memory_, &original));
   PREDUMP_ASSIGN_OR_RETURN(const uint64_t mask, thread.GetSignalMask());
-  PREDUMP_RETURN_IF_ERROR(EnterProgram(thread, original, mask));
+  PREDUMP_RETURN_IF_ERROR(Enter(thread, original, mask));
   PREDUMP_RETURN_IF_ERROR(NextSyscallStop(thread));  // entry of mmap
   PREDUMP_ASSIGN_OR_RETURN(const user_regs_struct mapped, NextSyscallStop(thread));
   if (mapped.rax != scratch_.value()) {
@@ -189,22 +174,14 @@ absl::StatusOr<std::vector<ReadoutAnswer>> Readout::AskThread(
   return answers;
 }
 
-absl::Status Readout::EnterProgram(Tracee& thread, user_regs_struct& original, uint64_t mask) {
-  const ReadoutProgram program =
+absl::Status Readout::Enter(Tracee& thread, const user_regs_struct& original, uint64_t mask) {
+  const ReadoutProgram readout =
       BuildReadoutProgram({.resume = RestartRegisters(original, {}).registers,
                            .signal_mask = mask,
                            .scratch = scratch_});
-  PREDUMP_RETURN_IF_ERROR(memory_->Write(place_, program.bytes));
-  call_ = place_ + base::ByteCount(program.call);
+  call_ = place_ + base::ByteCount(readout.call);
   inside_ = true;
-  // In this order: whatever happens after the first step, the program puts the mask back.
-  user_regs_struct registers = original;
-  registers.orig_rax = ~0ull;
-  registers.rip = place_.value() + program.entry;
-  PREDUMP_RETURN_IF_ERROR(thread.SetRegisters(registers));
-  PREDUMP_RETURN_IF_ERROR(thread.SetSignalMask(~0ull));
-  registers.rip = place_.value() + program.work;
-  return thread.SetRegisters(registers);
+  return EnterProgram(thread, *memory_, place_, readout.program, original);
 }
 
 // The thread is in the stop behind a call, and is in the next such stop afterwards. Left alone it

@@ -1,12 +1,10 @@
 // The self-finishing program of a readout, as bytes for the end of the target's vDSO padding.
 //
-//   entry:  block all signals
 //   work:   map two pages
 //   call:   one system call: the tracer aims it anew as often as it likes; alone it is getpid
 //           unmap the pages
-//   finish: put the old signal mask back, reload registers and flags, jump back
 //
-// It never uses the stack. Thread rule: values and free functions.
+// What it has in common with others: injected_program.h. Thread rule: values and free functions.
 #ifndef PREDUMP_KERNEL_READOUT_PROGRAM_X86_64_H_
 #define PREDUMP_KERNEL_READOUT_PROGRAM_X86_64_H_
 
@@ -14,9 +12,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "src/base/units.h"
+#include "src/kernel/injected_program.h"
 
 namespace predump::kernel {
 
@@ -29,10 +27,8 @@ struct ReadoutProgramInput {
 };
 
 struct ReadoutProgram {
-  std::vector<std::byte> bytes;  // begins with kPaddingMagic
-  size_t entry = 0;              // offset of the first instruction
-  size_t work = 0;               // the same, once all signals are blocked
-  size_t call = 0;               // of the syscall instruction to aim
+  InjectedProgram program;
+  size_t call = 0;  // offset of the syscall instruction to aim
 };
 
 ReadoutProgram BuildReadoutProgram(const ReadoutProgramInput& input);

@@ -84,6 +84,11 @@ unsigned long long* RelativeTimespecArgument(uint64_t number, user_regs_struct& 
   }
 }
 
+uint64_t BelowRedZone(uint64_t stack_pointer, uint64_t bytes) {
+  constexpr uint64_t kRedZone = 128;
+  return (stack_pointer - kRedZone - bytes) & ~uint64_t{15};
+}
+
 user_regs_struct RebuiltRestartRegisters(const user_regs_struct& repeating, uint64_t number,
                                          int64_t result) {
   const int64_t error = -result;

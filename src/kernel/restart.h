@@ -51,6 +51,10 @@ RestartPlan RestartRegisters(const user_regs_struct& stopped, const RestartConte
 // kernel reads once, as the call begins; nullptr where there is none.
 unsigned long long* RelativeTimespecArgument(uint64_t number, user_regs_struct& registers);
 
+// Where `bytes` may be put on a thread's stack: below the red zone, as a signal frame would be,
+// where nobody relies on what is there. 16-byte aligned.
+uint64_t BelowRedZone(uint64_t stack_pointer, uint64_t bytes);
+
 // For a thread that was rebuilt with RestartRegisters, which repeat call `number` that was stopped
 // with `result`, and that goes on from a stop inside the kernel's signal path: the kernel repeats
 // the call if no handler runs and reports EINTR if one does (or repeats, SA_RESTART), as it would

@@ -15,9 +15,11 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
+#include "src/kernel/injected_program.h"
 #include "src/kernel/procfs_maps.h"
 #include "src/kernel/procfs_task.h"
 #include "src/kernel/restart.h"
+#include "src/kernel/restartable_sequence.h"
 #include "src/kernel/setup_program_x86_64.h"
 #include "src/kernel/sleep_note.h"
 #include "src/kernel/thread_choice.h"
@@ -34,7 +36,6 @@ constexpr absl::Duration kLookAgain = absl::Milliseconds(1);
 constexpr absl::Duration kUsualStop = absl::Milliseconds(2);
 constexpr absl::Duration kSlowStop = absl::Milliseconds(100);
 constexpr size_t kFewestTableEntries = 16;
-constexpr uint64_t kCodeSegment64 = 0x33;
 constexpr uint64_t kSyscallStops = PTRACE_O_TRACESYSGOOD;
 
 // A signal came first (SIGSTOP here): the kernel makes the call again by itself.
@@ -43,17 +44,6 @@ bool IsRestart(int64_t result) {
   constexpr int64_t kErestartRestartblock = 516;
   return -kErestartRestartblock <= result && result <= -kErestartsys;
 }
-
-// struct rseq_cs of include/uapi/linux/rseq.h.
-struct RseqCriticalSection {
-  uint32_t version;
-  uint32_t flags;
-  uint64_t start_ip;
-  uint64_t post_commit_offset;
-  uint64_t abort_ip;
-};
-static_assert(sizeof(RseqCriticalSection) == 32);
-constexpr uint64_t kRseqCsOffset = 8;
 
 }  // namespace
 
@@ -71,15 +61,13 @@ class SetupInjector {
   absl::Status StopAndRun(pid_t tid);
   absl::StatusOr<WaitEvent> WaitUntilStopped(Tracee& thread) const;
   absl::StatusOr<SetupResult> FinishSetup(int64_t deadline);
-  absl::Status EnterProgram(Tracee& thread, const user_regs_struct& stopped);
+  absl::Status Enter(const Tracee& thread, const user_regs_struct& stopped);
   absl::Status DriveProgram(Tracee& thread);
   absl::Status LeaveProgram(Tracee thread);
   void NoteResult(uint64_t number, int64_t result);
   void NoteBrokenOffCall(const user_regs_struct& stopped, const SleepNote& sleep);
   absl::Status DriveChild();
   void StartHelper();
-  absl::Status MoveOutOfRestartableSequence(const Tracee& thread,
-                                            user_regs_struct* registers) const;
   absl::StatusOr<int> NoteOtherStop(const Tracee& task, const WaitEvent& event);
   absl::StatusOr<user_regs_struct> NextSyscallStop(Tracee& task);
   absl::Status ZeroPadding() const;
@@ -213,7 +201,7 @@ absl::Status SetupInjector::StopAndRun(pid_t tid) {
     ShortenRepeatedCall(*memory_, maps_, *slept, stopped);
     NoteBrokenOffCall(stopped, *note);
   }
-  PREDUMP_RETURN_IF_ERROR(EnterProgram(thread, stopped));
+  PREDUMP_RETURN_IF_ERROR(Enter(thread, stopped));
   // From here on a detached thread finishes the program by itself: returning is always safe.
   PREDUMP_RETURN_IF_ERROR(DriveProgram(thread));
   PREDUMP_RETURN_IF_ERROR(LeaveProgram(std::move(thread)));
@@ -246,59 +234,20 @@ void SetupInjector::NoteBrokenOffCall(const user_regs_struct& stopped, const Sle
   result_.broken_off.emplace(SetupResult::BrokenOffCall{call, sleep});
 }
 
-absl::Status SetupInjector::MoveOutOfRestartableSequence(const Tracee& thread,
-                                                         user_regs_struct* registers) const {
-  const absl::StatusOr<RseqConfiguration> rseq = thread.GetRseqConfiguration();
-  // EIO: a kernel older than the request (5.13), whose sequences abort on their own signal only.
-  if (base::ErrnoOf(rseq.status()) == EIO) return absl::OkStatus();
-  PREDUMP_RETURN_IF_ERROR(rseq);
-  if (rseq->address.value() == 0) return absl::OkStatus();
-  uint64_t section_address = 0;
-  PREDUMP_RETURN_IF_ERROR(
-      memory_->ReadExactly(rseq->address + base::ByteCount(kRseqCsOffset),
-                           std::as_writable_bytes(std::span(&section_address, 1))));
-  if (section_address == 0) return absl::OkStatus();
-  RseqCriticalSection section = {};
-  PREDUMP_RETURN_IF_ERROR(memory_->ReadExactly(base::RemoteAddress(section_address),
-                                               std::as_writable_bytes(std::span(&section, 1))));
-  // The first call of the program makes the kernel forget the section, and with it the abort.
-  if (registers->rip - section.start_ip < section.post_commit_offset) {
-    registers->rip = section.abort_ip;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status SetupInjector::EnterProgram(Tracee& thread, const user_regs_struct& stopped) {
-  if (stopped.cs != kCodeSegment64) {
-    return absl::UnimplementedError(
-        absl::StrCat("thread ", thread.tid(), " does not run 64-bit code"));
-  }
-  PREDUMP_ASSIGN_OR_RETURN(const bool dispatched, thread.UsesSyscallUserDispatch());
-  if (dispatched) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("thread ", thread.tid(), " dispatches its system calls to a handler"));
-  }
+absl::Status SetupInjector::Enter(const Tracee& thread, const user_regs_struct& stopped) {
+  PREDUMP_RETURN_IF_ERROR(CheckMayRunProgram(thread, padding_));
   original_ = stopped;
-  PREDUMP_RETURN_IF_ERROR(MoveOutOfRestartableSequence(thread, &original_));
+  PREDUMP_RETURN_IF_ERROR(LeaveRestartableSequence(thread, *memory_, &original_));
   PREDUMP_ASSIGN_OR_RETURN(signal_mask_, thread.GetSignalMask());
-  const RestartPlan plan = RestartRegisters(original_, {});
-  const SetupProgram program =
-      BuildSetupProgram({.resume = plan.registers,
+  const InjectedProgram program =
+      BuildSetupProgram({.resume = RestartRegisters(original_, {}).registers,
                          .signal_mask = signal_mask_,
                          .free_page = free_page_,
                          .userfaultfd = request_.userfaultfd,
                          .helper = helper_wanted_,
                          .ask_subreaper = !request_.is_subreaper.has_value()});
-  PREDUMP_RETURN_IF_ERROR(memory_->Write(padding_.start(), program.bytes));
   entered_ = true;
-  // In this order: whatever happens after the first step, the program puts the mask back.
-  user_regs_struct registers = original_;
-  registers.orig_rax = ~0ull;
-  registers.rip = padding_.start().value() + program.entry;
-  PREDUMP_RETURN_IF_ERROR(thread.SetRegisters(registers));
-  PREDUMP_RETURN_IF_ERROR(thread.SetSignalMask(~0ull));
-  registers.rip = padding_.start().value() + program.work;
-  return thread.SetRegisters(registers);
+  return EnterProgram(thread, *memory_, padding_.start(), program, original_);
 }
 
 absl::StatusOr<int> SetupInjector::NoteOtherStop(const Tracee& task, const WaitEvent& event) {

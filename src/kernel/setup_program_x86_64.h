@@ -1,14 +1,12 @@
 // The self-finishing program of the setup stop, as bytes for the target's vDSO padding.
 //
-//   entry:  block all signals
 //   work:   userfaultfd (again as user-mode-only where refused), close it;
 //           am I a subreaper? then no helper; clone a child, reap it
-//   finish: put the old signal mask back, reload registers and flags, jump back
 //   child:  clone the helper, exit
 //   helper: leave the descriptor table, make a pipe, exit_group for ever
 //
 // The tracer takes what it wants at stops in between; without it the program closes, reaps and
-// exits by itself. It never uses the stack: the thread's own stays as it is, red zone included.
+// exits by itself. What it has in common with others: injected_program.h.
 // Thread rule: values and free functions.
 #ifndef PREDUMP_KERNEL_SETUP_PROGRAM_X86_64_H_
 #define PREDUMP_KERNEL_SETUP_PROGRAM_X86_64_H_
@@ -17,9 +15,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "src/base/units.h"
+#include "src/kernel/injected_program.h"
 
 namespace predump::kernel {
 
@@ -32,13 +30,7 @@ struct SetupProgramInput {
   bool ask_subreaper = false;
 };
 
-struct SetupProgram {
-  std::vector<std::byte> bytes;  // begins with kPaddingMagic
-  size_t entry = 0;              // offset of the first instruction
-  size_t work = 0;               // the same, once all signals are blocked
-};
-
-SetupProgram BuildSetupProgram(const SetupProgramInput& input);
+InjectedProgram BuildSetupProgram(const SetupProgramInput& input);
 
 // Bytes of the program, always the same.
 size_t SetupProgramSize();

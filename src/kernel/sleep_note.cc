@@ -133,8 +133,7 @@ void ShortenRepeatedCall(const ProcessMemory& memory, const std::vector<MapsEntr
   }
   unsigned long long* argument = RelativeTimespecArgument(r.orig_rax, r);
   if (argument == nullptr) return;
-  constexpr uint64_t kRedZone = 128;
-  const uint64_t scratch = (r.rsp - kRedZone - sizeof(struct timespec)) & ~uint64_t{15};
+  const uint64_t scratch = BelowRedZone(r.rsp, sizeof(struct timespec));
   const bool has_room = std::any_of(maps.begin(), maps.end(), [&](const MapsEntry& entry) {
     return (entry.prot & PROT_WRITE) != 0 && !entry.shared &&
            entry.range.start().value() <= scratch && r.rsp <= entry.range.end().value();

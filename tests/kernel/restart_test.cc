@@ -127,5 +127,14 @@ TEST(RebuiltRestartRegistersTest, ACallThatIsOverStaysOver) {
   EXPECT_EQ(registers.orig_rax, kNone);
 }
 
+TEST(BelowRedZoneTest, LeavesTheRedZoneAloneAndIsAligned) {
+  for (uint64_t stack_pointer = 0x7ffe00001000; stack_pointer < 0x7ffe00001020; ++stack_pointer) {
+    const uint64_t place = BelowRedZone(stack_pointer, 16);
+    EXPECT_EQ(place % 16, 0u);
+    EXPECT_LE(place + 16, stack_pointer - 128);
+    EXPECT_GT(place + 32, stack_pointer - 128);
+  }
+}
+
 }  // namespace
 }  // namespace predump::kernel
