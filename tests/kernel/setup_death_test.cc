@@ -10,6 +10,7 @@
 
 #include "gtest/gtest.h"
 #include "src/kernel/setup_injection.h"
+#include "tests/kernel/checked_child.h"
 #include "tests/kernel/child_process.h"
 #include "tests/kernel/process_snapshot.h"
 
@@ -25,23 +26,6 @@ struct Progress {
   std::atomic<long> setups;
 };
 
-void ComputeAndCheck(Progress& progress) {
-  unsigned long hash = 1;
-  for (long n = 0;; ++n) {
-    unsigned long values[64];
-    for (unsigned long i = 0; i < 64; ++i) values[i] = hash + i * i;
-    hash = hash * 6364136223846793005ul + 1442695040888963407ul;
-    unsigned long left = 0;
-    for (unsigned long i = 0; i < 64; ++i) left ^= (values[i] - i * i) ^ values[0];
-    if (left != 0) ++progress.wrong;
-    const struct timespec nap = {0, 20'000};
-    if (n % 50 == 0 && ::nanosleep(&nap, nullptr) != 0) ++progress.wrong;
-    if (n % 33 == 0 && ::getppid() <= 0) ++progress.wrong;
-    if (n % 77 == 0 && ::waitpid(-1, nullptr, WNOHANG | __WALL) != -1) ++progress.wrong;
-    ++progress.steps;
-  }
-}
-
 TEST(SetupDeathTest, TargetSurvivesTracersKilledAtRandomMoments) {
   const char* given = ::getenv("PREDUMP_TEST_SEED");
   unsigned seed = 0;
@@ -55,7 +39,7 @@ TEST(SetupDeathTest, TargetSurvivesTracersKilledAtRandomMoments) {
   std::uniform_int_distribution<int> delay_us(0, 3000);
 
   SharedValue<Progress> progress;
-  ChildProcess child([&] { ComputeAndCheck(*progress); });
+  ChildProcess child([&] { ComputeAndCheck(*progress, Threads::kOne); });
   ASSERT_TRUE(Eventually([&] { return progress->steps > 1000; }));
   const auto process = ProcessHandle::Open(child.pid());
   ASSERT_TRUE(process.ok()) << process.status();

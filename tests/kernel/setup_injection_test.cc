@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/rseq.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -24,16 +23,13 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/userfaultfd.h"
-#include "src/kernel/vdso_padding.h"
+#include "tests/kernel/checked_child.h"
 #include "tests/kernel/child_process.h"
 #include "tests/kernel/process_snapshot.h"
 #include "tests/kernel/vfork_parent.h"
 
 namespace predump::kernel {
 namespace {
-
-using base::AddressRange;
-using base::ByteCount;
 
 struct Progress {
   std::atomic<long> steps;
@@ -42,37 +38,6 @@ struct Progress {
   std::atomic<int> answer;
   std::atomic<int> answer_errno;
 };
-
-// Computes and calls, and counts every sum or result that is not what it has to be.
-void ComputeAndCheck(Progress& progress) {
-  unsigned long hash = 1;
-  for (long n = 0;; ++n) {
-    unsigned long values[64];
-    for (unsigned long i = 0; i < 64; ++i) values[i] = hash + i * i;
-    hash = hash * 6364136223846793005ul + 1442695040888963407ul;
-    unsigned long left = 0;
-    for (unsigned long i = 0; i < 64; ++i) left ^= (values[i] - i * i) ^ values[0];
-    if (left != 0) ++progress.wrong;
-    const struct timespec nap = {0, 20'000};
-    if (n % 50 == 0 && ::nanosleep(&nap, nullptr) != 0) ++progress.wrong;
-    if (n % 33 == 0 && ::getppid() <= 0) ++progress.wrong;
-    ++progress.steps;
-  }
-}
-
-std::vector<std::byte> ReadPadding(const ProcessHandle& process) {
-  const auto maps = ReadMaps(process);
-  const auto memory = ProcessMemory::Open(process, O_RDONLY);
-  const auto padding = FindVdsoPadding(*maps, *memory);
-  EXPECT_TRUE(padding.ok()) << padding.status();
-  std::vector<std::byte> bytes(padding->size().value());
-  EXPECT_TRUE(memory->ReadExactly(padding->start(), bytes).ok());
-  return bytes;
-}
-
-bool AllZero(const std::vector<std::byte>& bytes) {
-  return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
-}
 
 TEST(SetupInjectionTest, GivesUserfaultfdAndHelperAndLeavesNoTrace) {
   SharedValue<Progress> progress;
@@ -311,211 +276,6 @@ TEST(SetupInjectionTest, ThreadThatBeginsAnUninterruptibleWaitIsLetGoOfAndAnothe
   EXPECT_FALSE(loop->failed);
 }
 
-TEST(SetupInjectionTest, HelperSplicesTheTargetsBytesAndFollowsItsWrites) {
-  constexpr size_t kPages = 128;
-  const size_t bytes = kPages * base::PageSize();
-  auto* memory = static_cast<unsigned char*>(
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  SharedValue<Progress> progress;
-  ChildProcess child([&] {
-    for (size_t i = 0; i < bytes; ++i) memory[i] = static_cast<unsigned char>(i * 7 + i / 4096);
-    progress->answer = 1;
-    for (;;) ::pause();
-  });
-  ASSERT_TRUE(Eventually([&] { return progress->answer == 1; }));
-  const auto process = ProcessHandle::Open(child.pid());
-  auto setup = InjectSetup(*process, {.userfaultfd = false});
-  ASSERT_TRUE(setup.ok()) << setup.status();
-  ASSERT_TRUE(setup->helper.has_value()) << setup->helper_status;
-  EXPECT_FALSE(setup->userfaultfd.valid());
-  HelperTask& helper = *setup->helper;
-  ASSERT_GE(helper.pipe_capacity().value(), bytes);
-
-  // Every page a range of its own: more ranges than one call takes.
-  std::vector<AddressRange> ranges;
-  for (size_t page = 0; page < kPages; ++page) {
-    const uint64_t start = reinterpret_cast<uint64_t>(memory) + page * base::PageSize();
-    ranges.push_back(AddressRange::FromOrdered(start, start + base::PageSize()));
-  }
-  ASSERT_GT(ranges.size(), helper.max_ranges_per_call());
-  const auto queued = helper.Vmsplice(ranges);
-  ASSERT_TRUE(queued.ok()) << queued.status();
-  ASSERT_EQ(queued->value(), bytes);
-  std::vector<unsigned char> got(bytes);
-  for (size_t done = 0; done < bytes;) {
-    const ssize_t n = ::read(helper.pipe(), got.data() + done, bytes - done);
-    ASSERT_GT(n, 0);
-    done += static_cast<size_t>(n);
-  }
-  for (size_t i = 0; i < bytes; ++i) {
-    ASSERT_EQ(got[i], static_cast<unsigned char>(i * 7 + i / 4096)) << i;
-  }
-  ::munmap(memory, bytes);
-}
-
-TEST(SetupInjectionTest, HelperStopsShortAtAFullPipeAndAtUnreadableMemory) {
-  auto* memory = static_cast<unsigned char*>(
-      ::mmap(nullptr, 64 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  memory[0] = 1;
-  ::mprotect(memory + 32 * 4096, 4096, PROT_NONE);
-  ChildProcess child([] {
-    for (;;) ::pause();
-  });
-  const auto process = ProcessHandle::Open(child.pid());
-  auto setup = InjectSetup(*process, {.pipe_capacity = ByteCount(16 * 4096)});
-  ASSERT_TRUE(setup.ok() && setup->helper.has_value()) << setup.status();
-  const uint64_t start = reinterpret_cast<uint64_t>(memory);
-  const AddressRange all = AddressRange::FromOrdered(start, start + 64 * 4096);
-  EXPECT_EQ(setup->helper->Vmsplice(std::span(&all, 1))->value(), 16u * 4096);
-  EXPECT_EQ(setup->helper->Vmsplice(std::span(&all, 1))->value(), 0u);
-  std::vector<char> sink(16 * 4096);
-  ASSERT_EQ(::read(setup->helper->pipe(), sink.data(), sink.size()), ssize_t{16 * 4096});
-  const AddressRange hole = AddressRange::FromOrdered(start + 32 * 4096, start + 33 * 4096);
-  EXPECT_EQ(setup->helper->Vmsplice(std::span(&hole, 1))->value(), 0u);
-  const AddressRange into = AddressRange::FromOrdered(start + 30 * 4096, start + 34 * 4096);
-  EXPECT_EQ(setup->helper->Vmsplice(std::span(&into, 1))->value(), 2u * 4096);
-  ::munmap(memory, 64 * 4096);
-}
-
-TEST(SetupInjectionTest, PeerSeesEndOfFileWhileTheHelperLives) {
-  int ends[2];
-  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-  SharedValue<Progress> progress;
-  ChildProcess child([&] {
-    ::close(ends[0]);
-    while (progress->command == 0) ::usleep(100);
-    ::close(ends[1]);
-    progress->answer = 1;
-    for (;;) ::pause();
-  });
-  ::close(ends[1]);
-  const auto process = ProcessHandle::Open(child.pid());
-  const auto setup = InjectSetup(*process, {});
-  ASSERT_TRUE(setup.ok() && setup->helper.has_value()) << setup.status();
-  progress->command = 1;
-  ASSERT_TRUE(Eventually([&] { return progress->answer == 1; }));
-  char byte = 0;
-  EXPECT_EQ(::recv(ends[0], &byte, 1, MSG_DONTWAIT), 0);
-  ::close(ends[0]);
-}
-
-TEST(SetupInjectionTest, TargetHasNoChildToWaitFor) {
-  SharedValue<Progress> progress;
-  ChildProcess child([&] {
-    for (;;) {
-      while (progress->command == 0) ::usleep(100);
-      int status = 0;
-      progress->answer = ::waitpid(-1, &status, __WALL | WNOHANG);
-      progress->answer_errno = errno;
-      progress->command = 0;
-    }
-  });
-  const auto process = ProcessHandle::Open(child.pid());
-  const auto ask = [&] {
-    progress->command = 1;
-    ASSERT_TRUE(Eventually([&] { return progress->command == 0; }));
-    EXPECT_EQ(progress->answer, -1);
-    EXPECT_EQ(progress->answer_errno, ECHILD);
-  };
-  {
-    const auto setup = InjectSetup(*process, {});
-    ASSERT_TRUE(setup.ok() && setup->helper.has_value()) << setup.status();
-    ask();
-  }
-  ask();
-}
-
-TEST(SetupInjectionTest, SubreaperGetsNoHelperButItsUserfaultfd) {
-  SharedValue<Progress> progress;
-  ChildProcess child([&] {
-    ::prctl(PR_SET_CHILD_SUBREAPER, 1);
-    progress->answer = 1;
-    for (;;) ::pause();
-  });
-  ASSERT_TRUE(Eventually([&] { return progress->answer == 1; }));
-  const auto process = ProcessHandle::Open(child.pid());
-  const ProcessSnapshot before = TakeSnapshot(*process);
-  const auto setup = InjectSetup(*process, {});
-  ASSERT_TRUE(setup.ok()) << setup.status();
-  EXPECT_TRUE(setup->userfaultfd.valid());
-  EXPECT_FALSE(setup->helper.has_value());
-  EXPECT_THAT(std::string(setup->helper_status.message()), testing::HasSubstr("subreaper"));
-  EXPECT_EQ(TakeSnapshot(*process), before);
-}
-
-TEST(SetupInjectionTest, HelperDiesWithItsTracerAndTheTargetRunsOn) {
-  SharedValue<Progress> progress;
-  ChildProcess child([&] { ComputeAndCheck(*progress); });
-  ASSERT_TRUE(Eventually([&] { return progress->steps > 1000; }));
-  const auto process = ProcessHandle::Open(child.pid());
-  const ProcessSnapshot before = TakeSnapshot(*process);
-  SharedValue<Progress> engine_progress;
-  ChildProcess engine([&] {
-    const auto setup = InjectSetup(*process, {});
-    engine_progress->answer = setup.ok() && setup->helper.has_value() ? setup->helper->tid() : -1;
-    for (;;) ::pause();
-  });
-  ASSERT_TRUE(Eventually([&] { return engine_progress->answer != 0; }));
-  const pid_t helper = engine_progress->answer;
-  ASSERT_GT(helper, 0);
-  engine.Kill();
-  // Its reaper may be an init that does not reap: gone or a zombie.
-  EXPECT_TRUE(Eventually([&] {
-    const auto handle = ProcessHandle::Open(helper);
-    return !handle.ok();
-  }));
-  const long steps = progress->steps;
-  EXPECT_TRUE(Eventually([&] { return progress->steps > steps + 1000; }));
-  EXPECT_EQ(progress->wrong, 0);
-  EXPECT_EQ(TakeSnapshot(*process), before);
-  // What the dead engine left in the padding is known as ours.
-  const auto again = InjectSetup(*process, {});
-  ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_TRUE(again->helper.has_value());
-}
-
-// What a terminal's ^Z and `fg` send to the whole process group reaches the helper too.
-TEST(SetupInjectionTest, HelperTakesNoNoticeOfStopAndContinueSignals) {
-  constexpr size_t kPages = 16;
-  const size_t bytes = kPages * base::PageSize();
-  auto* memory = static_cast<unsigned char*>(
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  for (size_t i = 0; i < bytes; ++i) memory[i] = static_cast<unsigned char>(i * 7 + i / 4096);
-  ChildProcess child([] {
-    for (;;) ::pause();
-  });
-  const auto process = ProcessHandle::Open(child.pid());
-  auto setup = InjectSetup(*process, {.userfaultfd = false});
-  ASSERT_TRUE(setup.ok() && setup->helper.has_value()) << setup.status();
-  HelperTask& helper = *setup->helper;
-  std::atomic<bool> done = false;
-  std::thread sender([&, tid = helper.tid()] {
-    while (!done) {
-      ::kill(tid, SIGSTOP);
-      ::kill(tid, SIGCONT);
-      ::usleep(20);
-    }
-  });
-  const uint64_t start = reinterpret_cast<uint64_t>(memory);
-  const AddressRange range = AddressRange::FromOrdered(start, start + bytes);
-  absl::Status status;
-  std::vector<unsigned char> got(bytes);
-  for (int i = 0; i < 2000 && status.ok(); ++i) {
-    const auto queued = helper.Vmsplice(std::span(&range, 1));
-    status = queued.status();
-    if (!queued.ok()) break;
-    EXPECT_EQ(queued->value(), bytes);
-    EXPECT_EQ(::read(helper.pipe(), got.data(), bytes), static_cast<ssize_t>(bytes));
-    EXPECT_EQ(memcmp(got.data(), memory, bytes), 0);
-  }
-  done = true;
-  sender.join();
-  EXPECT_TRUE(status.ok()) << status;
-  EXPECT_TRUE(helper.Finish().ok());
-  EXPECT_TRUE(AllZero(ReadPadding(*process)));
-  ::munmap(memory, bytes);
-}
-
 // Whatever setups do in between, the last of the two decides.
 TEST(SetupInjectionTest, StopAndContinueSignalsKeepTheirOrder) {
   SharedValue<Progress> progress;
@@ -579,49 +339,6 @@ TEST(SetupInjectionTest, StoppedProcessIsRefusedByName) {
   ASSERT_TRUE(Eventually([&] { return ReadStat(*process)->state == 'T'; }));
   EXPECT_EQ(InjectSetup(*process, {}).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(ReadStat(*process)->state, 'T');
-}
-
-// A restartable sequence that spins until it is released; an abort is counted.
-struct RseqState {
-  std::atomic<uint64_t> aborts;
-  uint64_t spins;
-  uint64_t release;
-};
-
-extern "C" char rseq_test_start[], rseq_test_end[], rseq_test_abort[];
-
-[[noreturn]] void SpinInsideRestartableSequence(RseqState& state) {
-  struct alignas(32) Section {
-    uint32_t version, flags;
-    uint64_t start, length, abort;
-  };
-  static Section section;
-  section = {0, 0, reinterpret_cast<uint64_t>(rseq_test_start),
-             static_cast<uint64_t>(rseq_test_end - rseq_test_start),
-             reinterpret_cast<uint64_t>(rseq_test_abort)};
-  char* area = static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset;
-  for (;;) {
-    int aborted = 0;
-    asm volatile(
-        "movq %[section], 8(%[area])\n"
-        ".globl rseq_test_start, rseq_test_end, rseq_test_abort\n"
-        "rseq_test_start:\n"
-        "incq (%[spins])\n"
-        "cmpq $0, (%[release])\n"
-        "je rseq_test_start\n"
-        "rseq_test_end:\n"
-        "jmp 2f\n"
-        ".byte 0x0f, 0xb9, 0x3d\n"
-        ".long 0x53053053\n"
-        "rseq_test_abort:\n"
-        "movl $1, %[aborted]\n"
-        "2:\n"
-        : [aborted] "+r"(aborted)
-        : [section] "r"(&section), [area] "r"(area), [spins] "r"(&state.spins),
-          [release] "r"(&state.release)
-        : "memory", "cc");
-    if (aborted != 0) ++state.aborts;
-  }
 }
 
 TEST(SetupInjectionTest, RestartableSequenceIsAbortedNotContinued) {
