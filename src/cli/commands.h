@@ -22,6 +22,7 @@ using Command = std::function<int()>;
 void AddMigrate(CLI::App& app, const CommonOptions& common, Command& command);
 void AddPageServer(CLI::App& app, const CommonOptions& common, Command& command);
 void AddCheck(CLI::App& app, const CommonOptions& common, Command& command);
+void AddCore(CLI::App& app, const CommonOptions& common, Command& command);
 void AddResolve(CLI::App& app, const CommonOptions& common, Command& command);
 
 }  // namespace predump::cli

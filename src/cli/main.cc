@@ -65,6 +65,7 @@ int Main(int argc, char** argv) {
   AddMigrate(app, common, command);
   AddPageServer(app, common, command);
   AddCheck(app, common, command);
+  AddCore(app, common, command);
   AddResolve(app, common, command);
   app.require_subcommand(0, 1);
   try {
