@@ -60,26 +60,31 @@ class ProgramWatch {
   // FailedPrecondition after an exec; TargetExited. To be asked when no helper shares the memory
   // any more.
   absl::Status Check() const {
-    PREDUMP_ASSIGN_OR_RETURN(const kernel::StatFields stat, kernel::ReadStat(process_));
     PREDUMP_ASSIGN_OR_RETURN(const bool exited, process_.HasExited());
-    if (exited || stat.state == 'Z' || stat.state == 'X') {
-      return base::TargetExited(absl::StrCat("process ", process_.pid(), " has exited"));
-    }
+    if (exited) return Exited();
+    const absl::StatusOr<kernel::StatFields> stat = kernel::ReadStat(process_);
+    if (base::IsTargetExited(stat.status())) return Exited();
+    PREDUMP_RETURN_IF_ERROR(stat);
     // The descriptor is bound to the address space that was, and an exec leaves that to nobody. The
     // start of the stack alone would do but for programs without address randomization.
     std::array<std::byte, 1> byte;
     const absl::Status memory = memory_.Read(base::RemoteAddress(start_stack_), byte).status();
-    if (stat.start_stack == start_stack_ && !base::IsTargetExited(memory)) {
+    if (stat->start_stack == start_stack_ && !base::IsTargetExited(memory)) {
       return absl::OkStatus();
     }
     return absl::FailedPreconditionError(
-        absl::StrCat("process ", process_.pid(), " executed another program (it is '", stat.comm,
+        absl::StrCat("process ", process_.pid(), " executed another program (it is '", stat->comm,
                      "' now) while its core was taken; start again for that one"));
   }
 
  private:
   ProgramWatch(const ProcessHandle& process, kernel::ProcessMemory memory, uint64_t start_stack)
       : process_(process), memory_(std::move(memory)), start_stack_(start_stack) {}
+
+  absl::Status Exited() const {
+    return base::TargetExited(
+        absl::StrCat("process ", process_.pid(), " has exited while its core was taken"));
+  }
 
   const ProcessHandle& process_;
   kernel::ProcessMemory memory_;

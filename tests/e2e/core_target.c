@@ -1,5 +1,6 @@
 // A process to take core files of: threads in functions of known names, memory of every kind with
-// known contents, and two counters far apart that one thread keeps in step.
+// known contents, and two counters far apart (or, without LARGE_MIB, on the stack) that one thread
+// keeps in step.
 //
 //   core_target FILE LARGE_MIB [VICTIM_MIB]
 //
@@ -105,7 +106,9 @@ static void* MapShared(void) {
   return memory;
 }
 
-static void MakeMemory(const char* path, size_t large_mib, size_t victim_mib, void** victim) {
+// `counters` is where they are if nothing large is wanted between them.
+static void MakeMemory(const char* path, size_t large_mib, size_t victim_mib, uint64_t* counters,
+                       void** victim) {
   char* sparse = MapAnonymous(64);
   for (size_t page = 0; page < 64; page += 2) Fill(sparse, page, 1, 1);
   char* hidden = MapAnonymous(4);
@@ -123,16 +126,18 @@ static void MakeMemory(const char* path, size_t large_mib, size_t victim_mib, vo
   const size_t large_pages = (large_mib << 8) + 2;
   char* large = MapAnonymous(large_pages);
   Fill(large, 1, large_pages - 2, 7);
-  first_counter = (uint64_t*)large;
-  second_counter = (uint64_t*)(large + (large_pages - 1) * kPage);
+  first_counter = large_mib > 0 ? (uint64_t*)large : counters;
+  second_counter = large_mib > 0 ? (uint64_t*)(large + (large_pages - 1) * kPage)
+                                 : counters + kPage / sizeof *counters;
   *victim = MapAnonymous((victim_mib << 8) + 1);
   Fill(*victim, 0, (victim_mib << 8) + 1, 8);
   printf(
       "{\"sparse\": %ld, \"hidden\": %ld, \"secret\": %ld, \"guarded\": %ld, \"has_guards\": %d, "
       "\"reserved\": %ld, \"shared\": %ld, \"file\": %ld, \"large\": %ld, \"large_pages\": %zu, "
-      "\"victim\": %ld, \"victim_pages\": %zu}\n",
+      "\"victim\": %ld, \"victim_pages\": %zu, \"first_counter\": %ld, \"second_counter\": %ld}\n",
       (long)sparse, (long)hidden, (long)secret, (long)guarded, has_guards, (long)reserved,
-      (long)shared, (long)file, (long)large, large_pages, (long)*victim, (victim_mib << 8) + 1);
+      (long)shared, (long)file, (long)large, large_pages, (long)*victim, (victim_mib << 8) + 1,
+      (long)first_counter, (long)second_counter);
   fflush(stdout);
 }
 
@@ -151,8 +156,9 @@ int main(int argc, char** argv) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   arguments = argv;
   const size_t victim_mib = argc > 3 ? (size_t)atol(argv[3]) : 0;
+  uint64_t counters[2 * kPage / sizeof(uint64_t)] = {0};
   void* victim;
-  MakeMemory(argv[1], (size_t)atol(argv[2]), victim_mib, &victim);
+  MakeMemory(argv[1], (size_t)atol(argv[2]), victim_mib, counters, &victim);
   pthread_mutex_lock(&never_unlocked);
   pthread_t thread;
   Require(pthread_create(&thread, NULL, CountingThread, NULL) == 0, "pthread_create");
