@@ -82,7 +82,9 @@ Outcome OutcomeOf(const absl::Status& status, const CoreText& text, const core::
             absl::StrCat("cancelled by ", cancel_reason, "; no core was completed, process ",
                          options.pid, " runs on")};
   }
-  if (absl::IsInvalidArgument(status)) return {MigrationStatus::kUsage, what};
+  // A system call's EINVAL is nobody's wrong use.
+  if (absl::IsInvalidArgument(status) && !base::ErrnoOf(status).has_value())
+    return {MigrationStatus::kUsage, what};
   if (base::IsTargetExited(status)) {
     return {MigrationStatus::kTargetGone, absl::StrCat(what, "; no core was completed")};
   }

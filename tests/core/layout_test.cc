@@ -10,6 +10,9 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "src/base/atomic_file.h"
+#include "tests/support/child_process.h"
+#include "tests/support/temp_dir.h"
 
 namespace predump::core {
 namespace {
@@ -186,6 +189,21 @@ TEST(CoreLayout, PastTheLimitASectionHeaderTellsHowManySegmentsThereAre) {
     std::memcpy(&last, bytes.data() + header.e_phoff + count * sizeof last, sizeof last);
     EXPECT_EQ(last.p_vaddr, 2 * (count - 1) * kPage);
   }
+}
+
+TEST(CoreLayout, ReadelfCountsThemToo) {
+  const auto directory = test_support::TempDir::Create();
+  ASSERT_TRUE(directory.ok());
+  const std::string path = directory->File("core");
+  std::vector<Taken> taken;
+  for (uint64_t i = 0; i < 70'000; ++i) taken.push_back(Take(Entry(2 * i, 1), {}, true));
+  const std::string headers = Layout::Create(taken, ByteCount(0)).Headers();
+  ASSERT_TRUE(base::WriteFileAtomically(path, headers).ok());
+  const auto readelf = test_support::RunCommand({"readelf", "-hlW", path});
+  ASSERT_TRUE(readelf.ok()) << readelf.status();
+  EXPECT_TRUE(readelf->exit.ok());
+  EXPECT_EQ(readelf->errors, "");
+  EXPECT_THAT(readelf->output.substr(0, 2000), testing::HasSubstr("65535 (70001)"));
 }
 
 }  // namespace

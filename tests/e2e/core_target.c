@@ -60,6 +60,18 @@ static void* CountingThread(void* unused) {
   return unused;
 }
 
+// A register and a word of the stack (in the red zone) that are never more than one apart.
+static __attribute__((noinline)) void* StackThread(void* unused) {
+  __asm__ volatile(
+      "1: incq %%rax\n"
+      "movq %%rax, -8(%%rsp)\n"
+      "jmp 1b"
+      :
+      : "a"(0)
+      : "memory");
+  return unused;
+}
+
 static pthread_mutex_t never_unlocked = PTHREAD_MUTEX_INITIALIZER;
 
 static __attribute__((noinline)) int InnerOfThree(int depth) {
@@ -163,6 +175,7 @@ int main(int argc, char** argv) {
   pthread_t thread;
   Require(pthread_create(&thread, NULL, CountingThread, NULL) == 0, "pthread_create");
   Require(pthread_create(&thread, NULL, WaitingThread, NULL) == 0, "pthread_create");
+  Require(pthread_create(&thread, NULL, StackThread, NULL) == 0, "pthread_create");
   ObeyOrders(victim, (victim_mib << 8) + 1);
   return 0;
 }

@@ -16,6 +16,7 @@ import harness
 PAGE = 4096
 F_SETPIPE_SZ = 1031
 CORE_TARGET = str(harness.BUILD / "tests" / "core_target")
+THREADS = 4
 SOURCES = ("helper", "readv")
 # Kinds of contents, as core_target.c writes them.
 SPARSE, HIDDEN, SECRET, SHARED, OWN, GUARDED, LARGE, VICTIM, OF_FILE = 1, 2, 3, 4, 5, 6, 7, 8, 0xf17e
@@ -34,9 +35,28 @@ class CoreFile:
             count, = struct.unpack_from("<H", header, 56)
             file.seek(at)
             table = file.read(56 * count)
-        headers = [struct.unpack_from("<IIQQQQQQ", table, 56 * i) for i in range(count)]
+            headers = [struct.unpack_from("<IIQQQQQQ", table, 56 * i) for i in range(count)]
+            notes = next(h for h in headers if h[0] == 4)
+            file.seek(notes[2])
+            self.notes = list(self.parse_notes(file.read(notes[5])))
         # (address, bytes in memory, bytes in file, offset)
         self.segments = [(h[3], h[6], h[5], h[2]) for h in headers if h[0] == 1]
+
+    @staticmethod
+    def parse_notes(data):
+        at = 0
+        while at < len(data):
+            name, size, kind = struct.unpack_from("<III", data, at)
+            at += 12 + (name + 3 & ~3)
+            yield kind, data[at:at + size]
+            at += size + 3 & ~3
+
+    def registers(self):
+        """{name: value} of each thread: those that matter here of user_regs_struct."""
+        for kind, data in self.notes:
+            if kind == 1:
+                values = struct.unpack_from("<27Q", data, 112)
+                yield {"rax": values[10], "rip": values[16], "rsp": values[19]}
 
     def segment(self, address):
         for one in self.segments:
@@ -186,9 +206,10 @@ class Debuggers(CoreTest):
     def assert_debuggable(self):
         text = self.gdb("thread apply all bt", "print known_variable")
         threads = text.split("\nThread ")
-        self.assertEqual(len(threads), 4, text)
+        self.assertEqual(len(threads), 1 + THREADS, text)
         where = {name: [t for t in threads if f" {name} (" in t] for name in
-                 ("InnerOfThree", "MiddleOfThree", "OuterOfThree", "CountInStep", "ObeyOrders", "main")}
+                 ("InnerOfThree", "MiddleOfThree", "OuterOfThree", "CountInStep", "StackThread", "ObeyOrders",
+                  "main")}
         for name, found in where.items():
             self.assertEqual(len(found), 1, f"{name} in {text}")
         self.assertEqual(where["InnerOfThree"], where["OuterOfThree"])
@@ -204,7 +225,7 @@ class Debuggers(CoreTest):
                     result, _ = self.take(target.pid, "--source", source, *options)
                     if source != "auto":
                         self.assertEqual(result["source"], source)
-                    self.assertEqual(result["threads"], 3)
+                    self.assertEqual(result["threads"], THREADS)
                     self.assert_debuggable()
 
     def test_the_thread_that_was_asked_for_comes_first(self):
@@ -225,7 +246,7 @@ class Debuggers(CoreTest):
         for note in ("NT_PRPSINFO", "NT_AUXV", "NT_FILE"):
             self.assertEqual(done.stdout.count(note), 1, done.stdout)
         for note in ("NT_PRSTATUS", "NT_FPREGSET", "NT_X86_XSTATE"):
-            self.assertEqual(done.stdout.count(note), 3, done.stdout)
+            self.assertEqual(done.stdout.count(note), THREADS, done.stdout)
         self.assertIn("Type:                              CORE", done.stdout)
 
 
@@ -269,6 +290,31 @@ class Contents(CoreTest):
                     self.assert_memory(target, core)
                     self.assert_shared(target, core)
                     self.assert_own_pages(target, core)
+
+    def test_stacks_fit_the_registers(self):
+        # Enough memory that the last of the stacks is copied long after the registers were read.
+        target = Target(self, large_mib=64)
+        for source in SOURCES:
+            with self.subTest(source=source):
+                _, core = self.take(target.pid, "--source", source)
+                # Only in that thread is there anything near the register.
+                apart = [r["rax"] - core.word(r["rsp"] - 8) for r in core.registers()]
+                self.assertTrue({0, 1} & set(apart), apart)
+
+    def test_the_vdso_has_no_code_of_the_helper_in_it(self):
+        target = Target(self)
+        with open(f"/proc/{target.pid}/maps") as maps:
+            start, end = next((int(n, 16) for n in line.split()[0].split("-")) for line in maps
+                              if "[vdso]" in line)
+        with open(f"/proc/{target.pid}/mem", "rb") as memory:
+            memory.seek(start)
+            expected = memory.read(end - start)
+        for source in SOURCES:
+            for options in ([], ["--consistent"]):
+                with self.subTest(source=source, options=options):
+                    _, core = self.take(target.pid, "--source", source, *options)
+                    got = b"".join(core.page(at) for at in range(start, end, PAGE))
+                    self.assertTrue(got == expected)
 
     def test_holes_take_no_room_in_the_file(self):
         target = Target(self)
@@ -640,6 +686,50 @@ class BadOutput(CoreTest):
         self.assertRegex(done.stderr, r"(?i)permi|allowed")
         self.assertFalse(os.path.exists("/var/tmp/predump-core-of-nobody"))
         self.assert_unharmed()
+
+    def test_a_process_of_ones_own(self):
+        # Without privileges all but memory that others alone have touched can be had.
+        own = self.lab.directory("own")
+        os.chown(own, harness.NOBODY, harness.NOBODY)
+        script = ("import mmap, os\nm = mmap.mmap(-1, 8192)\n"
+                  "if os.fork() == 0:\n  m[0] = 1\n  os._exit(0)\nos.wait()\n"
+                  "m[4096] = 2\nprint('ready', flush=True)\nimport signal\nsignal.pause()\n")
+        as_nobody = ["setpriv", f"--reuid={harness.NOBODY}", f"--regid={harness.NOBODY}",
+                     "--clear-groups"]
+        process = subprocess.Popen([*as_nobody, harness.PYTHON, "-c", script],
+                                   stdout=subprocess.PIPE, text=True)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.assertEqual(process.stdout.readline(), "ready\n")
+        done = subprocess.run([*as_nobody, harness.PREDUMP, "core", "--json", "--pid",
+                               str(process.pid), "-o", f"{own}/core"], capture_output=True,
+                              text=True, timeout=60)
+        self.assertEqual(done.returncode, harness.COMPLETED, done.stderr)
+        warnings = json.loads(done.stdout)["warnings"]
+        self.assertEqual(len(warnings), 1, warnings)
+        self.assertIn("CAP_CHECKPOINT_RESTORE", warnings[0])
+        self.assertEqual(os.stat(f"{own}/core").st_uid, harness.NOBODY)
+        CoreFile(f"{own}/core")
+
+    def test_a_32_bit_process_is_refused(self):
+        program = f"{self.directory}/program"
+        base, code = 0x8048000, b"\xeb\xfe"  # jumps to itself
+        with open(program, "wb") as file:
+            file.write(b"\x7fELF\x01\x01\x01" + bytes(9) + struct.pack(
+                "<HHIIIIIHHHHHH", 2, 3, 1, base + 84, 52, 0, 0, 52, 32, 1, 0, 0, 0))
+            file.write(struct.pack("<IIIIIIII", 1, 0, base, base, 86, 86, 5, PAGE) + code)
+        os.chmod(program, 0o700)
+        try:
+            process = subprocess.Popen([program])
+        except OSError:
+            return  # this kernel runs none
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        result = self.core(process.pid)
+        self.assertEqual(result["exit"], harness.FAILED, result["stderr"])
+        self.assertIn("32-bit", result["message"])
+        self.assert_nothing_left(["program"])
 
     def test_wrong_use_is_told_apart(self):
         pid = str(self.workload.pid)
