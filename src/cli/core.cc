@@ -103,11 +103,12 @@ void PrintOutcome(const Outcome& outcome, const core::CoreReport& report) {
                   report.warnings.size() - kMostWarnings);
   }
   if (outcome.status == MigrationStatus::kCompleted) {
-    absl::FPrintF(stderr,
-                  "  %d threads, %d segments, %d pages taken by %s in %.1f ms; file of %s\n",
-                  report.threads, report.segments, report.pages.value(), report.source,
-                  absl::ToDoubleMilliseconds(report.total_time),
-                  FormatBytes(static_cast<double>(report.file_bytes)));
+    absl::FPrintF(
+        stderr, "  %d threads, %d segments, %d pages (%s) taken by %s in %.1f ms; %s with holes\n",
+        report.threads, report.segments, report.pages.value(),
+        FormatBytes(static_cast<double>(base::ToBytes(report.pages).value())), report.source,
+        absl::ToDoubleMilliseconds(report.total_time),
+        FormatBytes(static_cast<double>(report.file_bytes)));
   }
   if (report.stopped > absl::ZeroDuration()) {
     absl::FPrintF(stderr, "  the process was stopped for %.3f ms%s; setup stop %.3f ms\n",
@@ -158,7 +159,9 @@ int Run(const CoreText& text) {
   options->cancel_fd = (*cancel)->fd();
   const absl::Status status = core::DumpCore(*options, report);
   const Outcome outcome = OutcomeOf(status, text, report, (*cancel)->reason());
-  spdlog::info("pages by {}: {}", report.source, report.source_reason);
+  if (!report.source.empty()) {
+    spdlog::info("pages by {}: {}", report.source, report.source_reason);
+  }
   spdlog::info("{}: {}", std::string(StatusName(outcome.status)), outcome.message);
   return Finish(text, outcome, report);
 }

@@ -11,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -154,36 +153,33 @@ class Dump {
  private:
   absl::Status TakeAll(const elf_prpsinfo& info) {
     if (IsCancelled(options_.cancel_fd)) return absl::CancelledError("cancelled");
-    const base::Stopwatch stopped;
-    std::optional<kernel::FrozenProcess> frozen;
-    // Whatever way it ends: the time is told once the process goes on.
-    const absl::Cleanup thaw = [&] {
-      if (!frozen.has_value()) return;
-      frozen.reset();
-      report_.stopped = stopped.Elapsed();
-    };
-    const StateRequest request = {.first_thread = options_.first_thread,
-                                  .stacks = !options_.consistent};
-    {
-      const kernel::CpuFollower follower(process_);
-      PREDUMP_ASSIGN_OR_RETURN(frozen,
-                               kernel::FrozenProcess::Freeze(process_, options_.freeze_timeout));
-      PREDUMP_ASSIGN_OR_RETURN(state_, ReadFrozenState(*frozen, request));
-    }
+    absl::Status status = FreezeAndRead(info);
+    if (status.ok() && !options_.consistent) status = Thaw();
+    if (status.ok()) status = TakeMemory();
+    status.Update(Thaw());
+    return status;
+  }
+
+  absl::Status FreezeAndRead(const elf_prpsinfo& info) {
+    const kernel::CpuFollower follower(process_);
+    stopped_ = base::Stopwatch();
+    PREDUMP_ASSIGN_OR_RETURN(frozen_,
+                             kernel::FrozenProcess::Freeze(process_, options_.freeze_timeout));
+    PREDUMP_ASSIGN_OR_RETURN(state_,
+                             ReadFrozenState(*frozen_, {.first_thread = options_.first_thread,
+                                                        .stacks = !options_.consistent}));
     state_.process = info;
     report_.threads = state_.threads.size();
-    if (!options_.consistent) {
-      const absl::Status thawed = std::move(*frozen).Thaw();
-      report_.stopped = stopped.Elapsed();
-      frozen.reset();
-      PREDUMP_RETURN_IF_ERROR(thawed);
-    }
-    PREDUMP_RETURN_IF_ERROR(TakeMemory());
-    if (!options_.consistent) return absl::OkStatus();
-    const absl::Status thawed = std::move(*frozen).Thaw();
-    report_.stopped = stopped.Elapsed();
-    frozen.reset();
-    return thawed;
+    return absl::OkStatus();
+  }
+
+  // If it was not done before.
+  absl::Status Thaw() {
+    if (!frozen_.has_value()) return absl::OkStatus();
+    const absl::Status status = std::move(*frozen_).Thaw();
+    frozen_.reset();
+    report_.stopped = stopped_.Elapsed();
+    return status;
   }
 
   absl::Status TakeMemory() {
@@ -259,6 +255,8 @@ class Dump {
   std::optional<MemoryCopy> vdso_;
   ChosenSource source_;
   FrozenState state_;
+  std::optional<kernel::FrozenProcess> frozen_;
+  base::Stopwatch stopped_;  // since the freeze was asked for
 };
 
 absl::Status OpenAndDump(const CoreOptions& options, CoreReport& report) {

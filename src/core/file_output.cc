@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
 
 namespace predump::core {
@@ -27,7 +28,9 @@ absl::StatusOr<std::unique_ptr<Output>> FileOutput::Create(const std::string& pa
   if (output->name_.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("\"", path, "\" names no file"));
   }
-  output->aside_name_ = absl::StrCat(output->name_, ".", ::getpid(), ".tmp");
+  // Not to be met by chance, nor to be taken by somebody else beforehand.
+  output->aside_name_ =
+      absl::StrCat(".predump-", ::getpid(), "-", base::MonotonicNanoseconds(), ".tmp");
   output->directory_ = base::UniqueFd(::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!output->directory_.valid()) return base::ErrnoError(errno, "open directory ", directory);
   PREDUMP_RETURN_IF_ERROR(output->OpenAside(aside));

@@ -14,7 +14,7 @@ namespace predump::core {
 // Whether the file has a name before it is whole.
 enum class Aside {
   kUnnamed,  // none (O_TMPFILE), where the file system can: even our sudden death leaves nothing
-  kNamed,    // "FILE.PID.tmp" beside it
+  kNamed,    // ".predump-PID-TIME.tmp" beside it
 };
 
 class FileOutput final : public Output {

@@ -39,9 +39,9 @@ std::string FileTable(const std::vector<kernel::MapsEntry>& mappings) {
   uint64_t count = 0;
   const uint64_t page = base::PageSize();
   for (const kernel::MapsEntry& entry : mappings) {
-    const bool named = entry.IsFile() || absl::StartsWith(entry.path, "/");
     // A debugger would read private memory from the device, where nothing of it is.
-    if (!named || (entry.path == "/dev/zero" && !entry.shared)) continue;
+    if (!absl::StartsWith(entry.path, "/") || (entry.path == "/dev/zero" && !entry.shared))
+      continue;
     ++count;
     const uint64_t offset = entry.file_offset / page;
     absl::StrAppend(&table, BytesOf(entry.range.start()), BytesOf(entry.range.end()),

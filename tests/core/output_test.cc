@@ -119,7 +119,8 @@ std::vector<std::string> Listing(const std::string& path) {
   std::vector<std::string> names;
   DIR* directory = ::opendir(path.c_str());
   while (const dirent* entry = ::readdir(directory)) {
-    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
   }
   ::closedir(directory);
   return names;
