@@ -14,6 +14,7 @@
 
 #include <array>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -100,7 +101,7 @@ absl::StatusOr<Finding> ProbePagemapScan(const ProbeOptions&) {
 
 // A page that is written after a reset must be marked, one that is not must not be.
 absl::StatusOr<Finding> ProbeSoftDirty(const ProbeOptions&) {
-  return ErrnoInChild("soft-dirty tracking", [] {
+  absl::StatusOr<Finding> finding = ErrnoInChild("soft-dirty tracking", [] {
     const uint64_t page = base::PageSize();
     absl::StatusOr<base::MappedRegion> pages = base::MappedRegion::Anonymous(2 * page, true);
     const absl::StatusOr<ProcessHandle> self = ProcessHandle::Open(::getpid());
@@ -118,6 +119,12 @@ absl::StatusOr<Finding> ProbeSoftDirty(const ProbeOptions&) {
     const bool untouched = (entries[1] & kPagemapSoftDirty) == 0;
     return written && untouched ? 0 : ENOSYS;
   });
+  PREDUMP_RETURN_IF_ERROR(finding);
+  if (base::ErrnoOf(finding->status) == ENOSYS) {
+    finding->status =
+        absl::UnimplementedError("it does not mark written pages: no CONFIG_MEM_SOFT_DIRTY");
+  }
+  return finding;
 }
 
 absl::StatusOr<Finding> ProbePidfdGetfd(const ProbeOptions&) {
@@ -141,7 +148,10 @@ int SharesPages(const std::function<ssize_t(int, const struct iovec&)>& queue) {
   absl::StatusOr<base::MappedRegion> page = base::MappedRegion::Anonymous(base::PageSize(), true);
   const absl::StatusOr<PipePair> pipe = PipePair::Create(base::ByteCount(base::PageSize()));
   if (!page.ok() || !pipe.ok()) return ENOMEM;
+  // A call that only says it queued something must not leave the probe waiting for it.
+  if (::fcntl(pipe->read_end(), F_SETFL, O_NONBLOCK) != 0) return errno;
   ::memset(page->data(), 'a', page->size());
+  errno = 0;
   if (queue(pipe->write_end(), {page->data(), page->size()}) !=
       static_cast<ssize_t>(page->size())) {
     return errno != 0 ? errno : EIO;
@@ -179,6 +189,16 @@ absl::StatusOr<Finding> ProbeProcessVmsplice(const ProbeOptions& options) {
     });
   });
   PREDUMP_RETURN_IF_ERROR(finding);
+  const std::optional<int> error_number = base::ErrnoOf(finding->status);
+  if (error_number == ENOSYS) {
+    finding->status = absl::UnimplementedError(
+        absl::StrCat("no system call has its number ", options.process_vmsplice_number,
+                     ": the kernel is not patched, or built without CONFIG_PROCESS_VMSPLICE"));
+  } else if (error_number.has_value() && *error_number != EXDEV && *error_number != ENOMEM) {
+    finding->status = absl::UnimplementedError(
+        absl::StrCat("its number ", options.process_vmsplice_number,
+                     " belongs to another system call: ", finding->status.message()));
+  }
   return SharingFinding(std::move(finding));
 }
 

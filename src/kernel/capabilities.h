@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "src/kernel/splice.h"
 
 namespace predump::kernel {
 
@@ -42,8 +43,7 @@ struct CapabilityResult {
 };
 
 struct ProbeOptions {
-  // The number a patched kernel gave process_vmsplice(2).
-  long process_vmsplice_number = 600;
+  long process_vmsplice_number = kProcessVmspliceNumber;
   // The number of vmsplice(2); a test puts in a call that copies instead.
   long vmsplice_number = SYS_vmsplice;
 };

@@ -2,10 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
@@ -74,6 +77,32 @@ absl::StatusOr<base::ByteCount> Vmsplice(int pipe, std::span<const iovec> memory
     if (errno == EAGAIN) return base::ByteCount(0);
     if (errno != EINTR) return base::ErrnoError(errno, "vmsplice");
   }
+}
+
+absl::StatusOr<base::ByteCount> ProcessVmsplice(const ProcessHandle& process, int pipe,
+                                                std::span<const base::AddressRange> ranges) {
+  base::ByteCount queued;
+  while (!ranges.empty()) {
+    std::array<struct iovec, IOV_MAX> vectors;
+    const auto part = ranges.first(std::min(ranges.size(), vectors.size()));
+    base::ByteCount wanted;
+    for (size_t i = 0; i < part.size(); ++i) {
+      vectors[i] = {reinterpret_cast<void*>(part[i].start().value()), part[i].size().value()};
+      wanted += part[i].size();
+    }
+    const long result = ::syscall(kProcessVmspliceNumber, process.pid(), pipe, vectors.data(),
+                                  part.size(), SPLICE_F_NONBLOCK);
+    if (result < 0 && errno == EINTR) continue;
+    if (result < 0 && (errno == EAGAIN || errno == EFAULT)) break;
+    if (result < 0) return process.ErrorFor(errno, "process_vmsplice");
+    queued += base::ByteCount(static_cast<uint64_t>(result));
+    if (static_cast<uint64_t>(result) < wanted.value()) break;
+    ranges = ranges.subspan(part.size());
+  }
+  // The call takes a number: had the process exited, it might by now be another one's.
+  PREDUMP_ASSIGN_OR_RETURN(const bool exited, process.HasExited());
+  if (exited) return process.ErrorFor(ESRCH, "process_vmsplice");
+  return queued;
 }
 
 }  // namespace predump::kernel

@@ -1,4 +1,4 @@
-// Pipes as page carriers: pipe2, vmsplice of our own memory, splice.
+// Pipes as page carriers: pipe2, vmsplice of our own memory and of another process's, splice.
 //
 // Thread rule: an object belongs to one thread at a time.
 #ifndef PREDUMP_KERNEL_SPLICE_H_
@@ -14,8 +14,13 @@
 #include "absl/status/statusor.h"
 #include "src/base/unique_fd.h"
 #include "src/base/units.h"
+#include "src/kernel/process.h"
 
 namespace predump::kernel {
+
+// The number that kernel-patch/ gives process_vmsplice(2). Linux assigned none, so it may be
+// another call's: probe for Capability::kProcessVmsplice before the first use.
+inline constexpr long kProcessVmspliceNumber = 600;
 
 // Sets the capacity of the pipe `fd` to `wanted`, or less where limits say so (EPERM past
 // pipe-max-size, EBUSY below its contents), and returns what it has. Never an error for being
@@ -50,6 +55,14 @@ absl::Status SpliceAll(int from_pipe, int to, base::ByteCount bytes, bool more);
 // vmsplice(2) of our own memory without gift or wait. Returns bytes queued, 0 where the pipe is
 // full. The memory must not be written until the peer has acknowledged it (DESIGN 6).
 absl::StatusOr<base::ByteCount> Vmsplice(int pipe, std::span<const iovec> memory);
+
+// process_vmsplice(2): queues pages of `process` into `pipe`, without copying and without waiting.
+// Shape: page-aligned ranges, in order. Units: the result is bytes from the start of `ranges`;
+// fewer than asked for where the pipe is full or the next page can't be had, 0 where that is so at
+// once. Errors: TargetExited, and then what the pipe holds is not to be used; else from the call.
+// Source: kernel-patch/process_vmsplice.2.
+absl::StatusOr<base::ByteCount> ProcessVmsplice(const ProcessHandle& process, int pipe,
+                                                std::span<const base::AddressRange> ranges);
 
 }  // namespace predump::kernel
 

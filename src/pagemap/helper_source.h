@@ -1,11 +1,9 @@
-// Takes pages without copying them: the helper task, which shares the target's memory, queues them
-// into a pipe, and splice(2) moves them on (DESIGN 6).
+// Takes pages without copying them, on any kernel whose vmsplice(2) shares pages: the helper task,
+// which shares the target's memory, queues them into a pipe (DESIGN 6).
 //
-// What the pipe holds are the target's own pages, not copies of them: a write by the target before
-// they are sent is sent. That is the rule for dirty pages anyway (they go again), and nothing
-// writes while the target is frozen. The helper may be killed by somebody who saw it in ps(1): that
-// is no end of the target, whose pages are copied from then on (readv_source.h). Thread rule: the
-// thread that made the helper (ptrace's rule).
+// The helper may be killed by somebody who saw it in ps(1): that is no end of the target, whose
+// pages are copied from then on (readv_source.h).
+// Thread rule: the thread that made the helper (ptrace's rule).
 #ifndef PREDUMP_PAGEMAP_HELPER_SOURCE_H_
 #define PREDUMP_PAGEMAP_HELPER_SOURCE_H_
 
@@ -16,18 +14,16 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "src/base/mapped_region.h"
 #include "src/base/units.h"
 #include "src/kernel/helper_task.h"
 #include "src/kernel/process.h"
-#include "src/pagemap/copied_pages.h"
 #include "src/pagemap/extent.h"
-#include "src/pagemap/page_source.h"
 #include "src/pagemap/readv_source.h"
+#include "src/pagemap/spliced_source.h"
 
 namespace predump::pagemap {
 
-class HelperSource final : public PageSource {
+class HelperSource final : public SplicedSource {
  public:
   // `process` outlives the source; `helper` was made in it. Errors: TargetExited; else from errno.
   static absl::StatusOr<std::unique_ptr<HelperSource>> Create(const kernel::ProcessHandle& process,
@@ -36,33 +32,28 @@ class HelperSource final : public PageSource {
   // That of the source in use.
   absl::string_view name() const override { return copying_ ? copying_->name() : "helper"; }
   base::PageCount max_pages() const override {
-    return copying_ ? copying_->max_pages() : base::ToPages(helper_.pipe_capacity());
+    return copying_ ? copying_->max_pages() : SplicedSource::max_pages();
   }
-  // Ends before a page that the helper cannot queue; the next Fetch starts with that one and copies
-  // it, so that the bytes of one Fetch all come from one place, in order.
   absl::StatusOr<FetchResult> Fetch(std::span<const Extent> wanted) override;
   absl::Status PushTo(int out_fd) override;
   absl::Status Finish() override { return helper_.Finish(); }
 
  private:
-  HelperSource(const kernel::ProcessHandle& process, kernel::HelperTask helper,
-               UnreadablePages unreadable, base::MappedRegion buffer)
-      : process_(process),
-        helper_(std::move(helper)),
-        unreadable_(std::move(unreadable)),
-        buffer_(std::move(buffer)) {}
+  HelperSource(const kernel::ProcessHandle& process, SecondWay second_way,
+               kernel::HelperTask helper)
+      : SplicedSource(process, std::move(second_way)), helper_(std::move(helper)) {}
+
+  absl::StatusOr<base::ByteCount> Queue(std::span<const Extent> pages) override {
+    return helper_.Vmsplice(pages);
+  }
+  int pipe_read_end() const override { return helper_.pipe(); }
+  base::ByteCount pipe_capacity() const override { return helper_.pipe_capacity(); }
 
   // The helper has ended.
   absl::Status GoOnByCopying();
 
-  const kernel::ProcessHandle& process_;
   kernel::HelperTask helper_;
   std::unique_ptr<ReadvSource> copying_;  // instead of the helper
-  UnreadablePages unreadable_;
-  base::MappedRegion buffer_;
-  // Not yet pushed; at most one of them is not 0.
-  base::ByteCount in_pipe_;
-  base::ByteCount in_buffer_;
 };
 
 }  // namespace predump::pagemap

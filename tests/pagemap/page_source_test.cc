@@ -22,6 +22,7 @@
 #include "gtest/gtest.h"
 #include "src/base/errors.h"
 #include "src/kernel/process_memory.h"
+#include "src/kernel/procfs.h"
 #include "src/kernel/procfs_maps.h"
 #include "src/kernel/setup_injection.h"
 #include "src/kernel/vdso_padding.h"
@@ -29,6 +30,7 @@
 #include "src/pagemap/readv_source.h"
 #include "tests/pagemap/memory_actor.h"
 #include "tests/pagemap/sources.h"
+#include "tests/pagemap/swap.h"
 
 namespace predump::pagemap {
 namespace {
@@ -54,6 +56,7 @@ struct Taken {
 class PageSourceTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
+    if (const std::string why = WhyNoSource(GetParam()); !why.empty()) GTEST_SKIP() << why;
     ::signal(SIGPIPE, SIG_IGN);
     source_ = MakeSource(GetParam(), actor_);
     ASSERT_NE(source_, nullptr);
@@ -226,6 +229,67 @@ TEST_P(PageSourceTest, SkipsAGibibyteThatVanishedWithoutLookingAtEachPage) {
   EXPECT_EQ(fetches, 1u);
 }
 
+// Unmaps a part of the range and maps and fills it again.
+int64_t MapAnew(const MemoryActor::Arguments& a) {
+  const uint64_t at = kBase + a[5] * 7 % 200 * kPage;
+  ::munmap(reinterpret_cast<void*>(at), 56 * kPage);
+  ::mmap(reinterpret_cast<void*>(at), 56 * kPage, PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  for (uint64_t i = 0; i < 56; ++i) {
+    *reinterpret_cast<volatile uint64_t*>(at + i * kPage) = a[5];
+  }
+  return 0;
+}
+
+TEST_P(PageSourceTest, MemoryThatIsUnmappedWhileItIsTakenDoesNoHarm) {
+  actor_.Map(kBase, 256 * kPage);
+  actor_.Write(kBase, 256 * kPage, 1);
+  actor_.StartLoop(MapAnew);
+  for (int i = 0; i < 50; ++i) {
+    const uint64_t before = actor_.loops_done();
+    const Taken taken = TakeThroughPipe({Range(kBase, 256 * kPage)});
+    uint64_t bytes = 0;
+    for (const Extent& extent : taken.fetched) bytes += extent.size().value();
+    EXPECT_EQ(taken.bytes.size(), bytes);
+    while (actor_.loops_done() == before) {
+    }
+  }
+  actor_.StopLoop();
+  const Taken taken = TakeThroughPipe({Range(kBase, 256 * kPage)});
+  EXPECT_EQ(taken.bytes, Memory({Range(kBase, 256 * kPage)}));
+}
+
+// What is in swap is brought back, as by a read of the process itself.
+TEST_P(PageSourceTest, SwappedPagesAreTakenUnderSwap) {
+  if (!HasSwap()) GTEST_SKIP() << "this machine has no swap";
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 5);
+  ASSERT_TRUE(SwapOut(actor_, Range(kBase, 64 * kPage)));
+  const Taken taken = TakeThroughPipe({Range(kBase, 64 * kPage)});
+  EXPECT_THAT(taken.vanished, IsEmpty());
+  EXPECT_EQ(taken.bytes, Memory({Range(kBase, 64 * kPage)}));
+}
+
+// The move is called off then (ProcessWatch); until it is noticed, nothing of the new program may
+// be taken for the old one's. A helper still has the old one's memory.
+TEST_P(PageSourceTest, AfterExecTheOldMemoryIsGone) {
+  actor_.Map(kBase, 4 * kPage);
+  actor_.Write(kBase, 4 * kPage, 1);
+  actor_.StartLoop([](const MemoryActor::Arguments&) -> int64_t {
+    return ::execl("/bin/sleep", "sleep", "1000", nullptr);
+  });
+  const auto comm = [&] { return kernel::ReadComm(actor_.process()); };
+  while (comm().value_or("sleep") != "sleep") std::this_thread::yield();
+  const std::vector<Extent> wanted = {Range(kBase, 4 * kPage)};
+  const auto result = source_->Fetch(wanted);
+  if (GetParam() == "helper") {
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_THAT(result->fetched, ElementsAre(wanted[0]));
+  } else {
+    EXPECT_TRUE(base::IsTargetExited(result.status())) << result.status();
+  }
+}
+
 TEST_P(PageSourceTest, AnExitedProcessIsReportedAsSuch) {
   actor_.Map(kBase, 4 * kPage);
   actor_.Write(kBase, 4 * kPage, 1);
@@ -266,7 +330,8 @@ TEST_P(PageSourceTest, FinishMayBeCalledTwice) {
   actor_.Map(kBase, kPage);  // the process lives on
 }
 
-INSTANTIATE_TEST_SUITE_P(Sources, PageSourceTest, testing::Values("readv", "helper"),
+INSTANTIATE_TEST_SUITE_P(Sources, PageSourceTest,
+                         testing::Values("readv", "helper", "process_vmsplice"),
                          [](const auto& param_info) { return param_info.param; });
 
 // Somebody kills the helper, seen in ps(1), at any moment: before, between and during its calls.

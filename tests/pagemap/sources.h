@@ -10,8 +10,11 @@
 
 namespace predump::pagemap {
 
-// "readv" or "helper".
+// "readv", "helper" or "process_vmsplice".
 std::unique_ptr<PageSource> MakeSource(const std::string& name, MemoryActor& actor);
+
+// Empty where this kernel can serve it, else what is missing.
+std::string WhyNoSource(const std::string& name);
 
 }  // namespace predump::pagemap
 

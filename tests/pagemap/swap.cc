@@ -1,0 +1,42 @@
+#include "tests/pagemap/swap.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "src/kernel/pagemap_scan.h"
+
+namespace predump::pagemap {
+
+bool HasSwap() {
+  std::ifstream swaps("/proc/swaps");
+  std::string line;
+  std::getline(swaps, line);  // the heading
+  return static_cast<bool>(std::getline(swaps, line));
+}
+
+bool SwapOut(MemoryActor& actor, base::AddressRange range) {
+  const auto pagemap = kernel::PagemapFile::Open(actor.process());
+  if (!pagemap.ok()) return false;
+  std::vector<uint64_t> entries(range.pages().value());
+  // Pages that are just being written out stay where they are: advised again, they go.
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    if (actor.Syscall(SYS_madvise, {range.start().value(), range.size().value(), MADV_PAGEOUT}) !=
+        0) {
+      return false;
+    }
+    const auto count = pagemap->ReadEntries(range, entries);
+    if (count.ok() && *count == entries.size() &&
+        std::all_of(entries.begin(), entries.end(),
+                    [](uint64_t entry) { return (entry & kernel::kPagemapSwapped) != 0; })) {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace predump::pagemap
