@@ -62,6 +62,7 @@ class PagemapFile {
 };
 
 // Bits of a pagemap entry.
+inline constexpr uint64_t kPagemapFrame = (1ull << 55) - 1;  // 0 without CAP_SYS_ADMIN
 inline constexpr uint64_t kPagemapSoftDirty = 1ull << 55;
 inline constexpr uint64_t kPagemapExclusive = 1ull << 56;
 inline constexpr uint64_t kPagemapUffdWp = 1ull << 57;

@@ -13,6 +13,7 @@
 #define PREDUMP_PAGEMAP_DIRTY_TRACKER_H_
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,13 +30,20 @@ struct DirtySet {
   ExtentSet drop;   // contents gone at the source (or range unsure): to become empty at the target
 };
 
+// A range that a scan reported whole because its pages could not be told apart, and why.
+struct FullResend {
+  base::AddressRange range;  // empty: all of the memory
+  std::string reason;        // one clause
+};
+
 class DirtyTracker {
  public:
   virtual ~DirtyTracker() = default;
 
   virtual absl::string_view name() const = 0;
 
-  // Whether ScanAndReset needs the target frozen while it runs (soft-dirty: yes).
+  // Whether ScanAndReset needs the target frozen while it runs (soft-dirty: yes). A freeze also
+  // waits for reads under way that write past the page tables (direct I/O).
   virtual bool needs_freeze() const = 0;
 
   // Finds and resets what was written since the last call; the first call reports all data. `vmas`
@@ -49,6 +57,9 @@ class DirtyTracker {
   // Pages that the next scan reports whatever is written until then: those the last ScanAndReset
   // could not follow or was not sure of. A freeze now would send them frozen.
   virtual base::PageCount owed() const { return base::PageCount(0); }
+
+  // What the last scan reported whole. New mappings are not worth a mention.
+  virtual const std::vector<FullResend>& full_resends() const = 0;
 
   // Takes tracking off a running target in pieces small enough not to be felt. Idempotent.
   virtual absl::Status Disarm() = 0;

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,6 +31,8 @@ class FullTracker final : public DirtyTracker {
   absl::StatusOr<DirtySet> ScanAndReset(const VmaList& vmas) override;
   absl::StatusOr<DirtySet> FinalScan(const VmaList& vmas) override;
   base::PageCount owed() const override { return held_.pages(); }
+  // It is what this tracker does, not an exception from it.
+  const std::vector<FullResend>& full_resends() const override { return full_resends_; }
   absl::Status Disarm() override { return absl::OkStatus(); }
 
  private:
@@ -41,6 +44,7 @@ class FullTracker final : public DirtyTracker {
   const kernel::ProcessHandle& process_;
   PageScanner scanner_;
   ExtentSet held_;  // what the target may hold data for
+  const std::vector<FullResend> full_resends_;
 };
 
 }  // namespace predump::pagemap

@@ -1,10 +1,14 @@
 #include "src/pagemap/page_scanner.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
+#include "src/base/mapped_region.h"
 
 namespace predump::pagemap {
 namespace {
@@ -16,6 +20,7 @@ using base::RemoteAddress;
 using kernel::kPageIsFile;
 using kernel::kPageIsPfnZero;
 using kernel::kPageIsPresent;
+using kernel::kPageIsSoftDirty;
 using kernel::kPageIsSwapped;
 using kernel::kPageIsWritten;
 using kernel::PageRegion;
@@ -58,6 +63,43 @@ Extent ToExtent(const PageRegion& region) {
   return AddressRange::FromOrdered(region.start, region.end);
 }
 
+// What an entry of pagemap says.
+enum class Content { kEmpty, kData, kWrittenData };
+
+Content ContentOf(uint64_t entry, Backing backing, uint64_t zero_frame) {
+  const bool present = (entry & kernel::kPagemapPresent) != 0;
+  if (!present && (entry & kernel::kPagemapSwapped) == 0) return Content::kEmpty;
+  if ((entry & kernel::kPagemapFileOrShared) != 0) {
+    // In anonymous memory that is the huge zero page, or something nobody here knows.
+    return backing == Backing::kFile ? Content::kEmpty : Content::kWrittenData;
+  }
+  if (present && zero_frame != 0 && (entry & kernel::kPagemapFrame) == zero_frame) {
+    return Content::kEmpty;
+  }
+  if ((entry & kernel::kPagemapSoftDirty) != 0) return Content::kWrittenData;
+  // The zero page is mapped many times and never marked: one that came after a discard would look
+  // like the unwritten page that was there before.
+  if (present && (entry & kernel::kPagemapExclusive) == 0) return Content::kWrittenData;
+  return Content::kData;
+}
+
+// The frame of the zero page, as our own page table tells: 0 without CAP_SYS_ADMIN.
+absl::StatusOr<uint64_t> FindZeroFrame() {
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
+                           kernel::ProcessHandle::Open(::getpid()));
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::PagemapFile pagemap, kernel::PagemapFile::Open(self));
+  PREDUMP_ASSIGN_OR_RETURN(const base::MappedRegion page,
+                           base::MappedRegion::Anonymous(base::PageSize()));
+  static_cast<void>(*const_cast<const volatile std::byte*>(page.data()));  // maps the zero page
+  const uint64_t address = reinterpret_cast<uint64_t>(page.data());
+  uint64_t entry = 0;
+  PREDUMP_RETURN_IF_ERROR(pagemap.ReadEntries(
+      AddressRange::FromOrdered(address, address + page.size()), std::span(&entry, 1)));
+  const bool is_zero_page =
+      (entry & kernel::kPagemapPresent) != 0 && (entry & kernel::kPagemapExclusive) == 0;
+  return is_zero_page ? entry & kernel::kPagemapFrame : 0;
+}
+
 ExtentSet DataOf(const std::vector<PageRegion>& regions) {
   ExtentSet data;
   for (const PageRegion& region : regions) {
@@ -73,12 +115,19 @@ ByteCount StepSize(ByteCount size) {
   return ByteCount(steps * kStepBytes);
 }
 
-PageScanner::PageScanner(kernel::PagemapFile pagemap, Method method)
-    : pagemap_(std::move(pagemap)), method_(method), buffer_(kRegionsPerCall) {}
+PageScanner::PageScanner(kernel::PagemapFile pagemap, Method method, uint64_t zero_frame)
+    : pagemap_(std::move(pagemap)),
+      method_(method),
+      zero_frame_(zero_frame),
+      buffer_(kRegionsPerCall) {}
 
 absl::StatusOr<PageScanner> PageScanner::Open(const kernel::ProcessHandle& process, Method method) {
   PREDUMP_ASSIGN_OR_RETURN(kernel::PagemapFile pagemap, kernel::PagemapFile::Open(process));
-  return PageScanner(std::move(pagemap), method);
+  uint64_t zero_frame = 0;
+  if (method == Method::kEntries) {
+    PREDUMP_ASSIGN_OR_RETURN(zero_frame, FindZeroFrame());
+  }
+  return PageScanner(std::move(pagemap), method, zero_frame);
 }
 
 absl::StatusOr<bool> PageScanner::Walk(ScanRequest request, WalkPace pace) {
@@ -246,6 +295,59 @@ absl::StatusOr<PageContents> PageScanner::Classify(const ExtentSet& pages, Backi
   contents.empty = pages;
   contents.empty.Subtract(contents.data);
   return contents;
+}
+
+absl::StatusOr<PageScanner::Marked> PageScanner::MarkedByEntries(AddressRange range,
+                                                                 Backing backing) {
+  Marked marked;
+  std::vector<uint64_t> entries(kRegionsPerCall);
+  const uint64_t page = base::PageSize();
+  for (uint64_t at = range.start().value(); at < range.end().value();) {
+    PREDUMP_ASSIGN_OR_RETURN(
+        const size_t count,
+        pagemap_.ReadEntries(AddressRange::FromOrdered(at, range.end().value()), entries));
+    if (count == 0) break;  // past the end of the address space: nothing there
+    for (size_t i = 0; i < count; ++i, at += page) {
+      const Content content = ContentOf(entries[i], backing, zero_frame_);
+      if (content == Content::kEmpty) continue;
+      marked.contents.data.Add(AddressRange::FromOrdered(at, at + page));
+      if (content == Content::kWrittenData) {
+        marked.written.Add(AddressRange::FromOrdered(at, at + page));
+      }
+    }
+  }
+  return marked;
+}
+
+absl::StatusOr<PageScanner::Marked> PageScanner::ClassifyMarked(AddressRange range,
+                                                                Backing backing) {
+  Marked marked;
+  if (method_ == Method::kEntries) {
+    PREDUMP_ASSIGN_OR_RETURN(marked, MarkedByEntries(range, backing));
+  } else {
+    regions_.clear();
+    PREDUMP_RETURN_IF_ERROR(Walk({.range = range,
+                                  .category_anyof_mask = kPopulated,
+                                  .return_mask = ClassificationMask(backing) | kPageIsSoftDirty},
+                                 WalkPace::kWhole));
+    marked.contents.data = DataOf(regions_);
+    for (const PageRegion& region : regions_) {
+      if (IsData(region.categories) && (region.categories & kPageIsSoftDirty) != 0) {
+        marked.written.Add(ToExtent(region));
+      }
+    }
+  }
+  marked.contents.empty.Add(range);
+  marked.contents.empty.Subtract(marked.contents.data);
+  return marked;
+}
+
+absl::StatusOr<uint64_t> PageScanner::Entry(RemoteAddress page) const {
+  uint64_t entry = 0;
+  PREDUMP_RETURN_IF_ERROR(
+      pagemap_.ReadEntries(AddressRange::FromOrdered(page.value(), page.value() + base::PageSize()),
+                           std::span(&entry, 1)));
+  return entry;
 }
 
 absl::StatusOr<ExtentSet> PageScanner::Swapped(const ExtentSet& pages) {

@@ -48,10 +48,11 @@ base::ByteCount StepSize(base::ByteCount size);
 
 class PageScanner {
  public:
-  // How Classify learns what a page holds. All else needs the scan.
+  // How Classify and ClassifyMarked learn what a page holds. All else needs the scan.
   enum class Method {
     kScan,     // PAGEMAP_SCAN (Linux 6.7)
-    kEntries,  // plain reads of /proc/PID/pagemap: any kernel; the zero page counts as data
+    kEntries,  // plain reads of /proc/PID/pagemap: any kernel; Classify takes the zero page for
+               // data
   };
   // `process` outlives the scanner. Errors: TargetExited; else from open(2).
   static absl::StatusOr<PageScanner> Open(const kernel::ProcessHandle& process,
@@ -84,6 +85,16 @@ class PageScanner {
   // Splits `pages` by what they hold now.
   absl::StatusOr<PageContents> Classify(const ExtentSet& pages, Backing backing, WalkPace pace);
 
+  // All of `range`, and which of its data is marked as written (soft-dirty), at once. Where entries
+  // cannot tell a page of data from the zero page it counts as data that was written.
+  struct Marked {
+    PageContents contents;
+    ExtentSet written;  // part of contents.data
+  };
+  absl::StatusOr<Marked> ClassifyMarked(base::AddressRange range, Backing backing);
+  // The entry of one page (kernel::kPagemap...), 0 where nothing is mapped.
+  absl::StatusOr<uint64_t> Entry(base::RemoteAddress page) const;
+
   // Pages swapped out among `pages` (or, in file mappings, marked where a page was discarded).
   absl::StatusOr<ExtentSet> Swapped(const ExtentSet& pages);
 
@@ -96,7 +107,7 @@ class PageScanner {
   const Statistics& statistics() const { return statistics_; }
 
  private:
-  PageScanner(kernel::PagemapFile pagemap, Method method);
+  PageScanner(kernel::PagemapFile pagemap, Method method, uint64_t zero_frame);
 
   // Walks `request.range`, appending matching regions to `regions_`. False: refused.
   absl::StatusOr<bool> Walk(kernel::ScanRequest request, WalkPace pace);
@@ -105,9 +116,11 @@ class PageScanner {
   ExtentSet RegionsAsExtents() const;
 
   absl::StatusOr<ExtentSet> DataByEntries(const ExtentSet& pages, Backing backing);
+  absl::StatusOr<Marked> MarkedByEntries(base::AddressRange range, Backing backing);
 
   kernel::PagemapFile pagemap_;
   Method method_;
+  uint64_t zero_frame_ = 0;                  // of the kernel's zero page; 0: not to be known
   std::vector<kernel::PageRegion> buffer_;   // what one call fills
   std::vector<kernel::PageRegion> regions_;  // what one walk found
   Statistics statistics_;

@@ -58,14 +58,8 @@ class UffdWpTracker final : public DirtyTracker {
   absl::StatusOr<DirtySet> ScanAndReset(const VmaList& vmas) override;
   absl::StatusOr<DirtySet> FinalScan(const VmaList& vmas) override;
   base::PageCount owed() const override;
+  const std::vector<FullResend>& full_resends() const override { return full_resends_; }
   absl::Status Disarm() override;
-
-  // Ranges the last scan reported whole, and why. New mappings are not worth a mention.
-  struct FullResend {
-    base::AddressRange range;
-    std::string reason;
-  };
-  const std::vector<FullResend>& full_resends() const { return full_resends_; }
 
   struct Statistics {
     PageScanner::Statistics scanner;

@@ -104,10 +104,15 @@ Mover::Mover(MemoryActor& actor, DirtyTracker& tracker, PageSource& source)
     : actor_(actor), process_(actor.process()), tracker_(tracker), source_(source) {}
 
 Mover::Round Mover::ScanAndSend(const std::function<void()>& between) {
-  auto vmas = VmaList::Read(process_, /*with_flags=*/false);
+  if (tracker_.needs_freeze()) {
+    if (between) between();
+    actor_.Freeze();
+  }
+  auto vmas = VmaList::Read(process_, with_flags_);
   EXPECT_TRUE(vmas.ok()) << vmas.status();
-  if (between) between();
+  if (between && !tracker_.needs_freeze()) between();
   auto dirty = tracker_.ScanAndReset(*vmas);
+  if (tracker_.needs_freeze()) actor_.Thaw();
   EXPECT_TRUE(dirty.ok()) << dirty.status();
   if (!dirty.ok()) return {};
   Round round;
@@ -118,7 +123,7 @@ Mover::Round Mover::ScanAndSend(const std::function<void()>& between) {
 
 std::vector<uint64_t> Mover::Finish() {
   actor_.Freeze();
-  auto vmas = VmaList::Read(process_, /*with_flags=*/false);
+  auto vmas = VmaList::Read(process_, with_flags_);
   EXPECT_TRUE(vmas.ok()) << vmas.status();
   auto dirty = tracker_.FinalScan(*vmas);
   EXPECT_TRUE(dirty.ok()) << dirty.status();

@@ -55,8 +55,12 @@ class Mover {
     DirtySet dirty;
     uint64_t pages_sent = 0;
   };
-  // `between` runs after the layout was read and before the scan.
+  // `between` runs after the layout was read and before the scan, or, where the tracker needs a
+  // freeze for both, before that.
   Round ScanAndSend(const std::function<void()>& between = {});
+  // Whether layouts are read with the flags of the mappings (not by default).
+  void ReadFlags(bool with_flags) { with_flags_ = with_flags; }
+
   // Freezes, scans for the last time, sends, compares and thaws. Empty is good.
   std::vector<uint64_t> Finish();
 
@@ -70,6 +74,7 @@ class Mover {
   const kernel::ProcessHandle& process_;
   DirtyTracker& tracker_;
   PageSource& source_;
+  bool with_flags_ = false;
   VmaList layout_;
   Mirror mirror_;
 };

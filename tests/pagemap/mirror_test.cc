@@ -12,13 +12,13 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "src/base/errors.h"
-#include "src/pagemap/full_tracker.h"
-#include "src/pagemap/uffd_wp_tracker.h"
 #include "tests/pagemap/memory_actor.h"
 #include "tests/pagemap/sources.h"
+#include "tests/pagemap/trackers.h"
 #include "tests/support/temp_dir.h"
 
 namespace predump::pagemap {
@@ -35,24 +35,15 @@ constexpr uint64_t kSparseBase = 0x600000000000;
 constexpr uint64_t kSecret = 0x703000000000;
 constexpr uint64_t kElsewhere = 0x704000000000;
 
-std::unique_ptr<DirtyTracker> MakeTracker(const std::string& name, MemoryActor& actor) {
-  if (name == "uffd_wp") {
-    auto tracker = UffdWpTracker::Create(actor.process(), UserfaultfdOf(actor));
-    EXPECT_TRUE(tracker.ok()) << tracker.status();
-    return *std::move(tracker);
-  }
-  auto tracker = FullTracker::Create(
-      actor.process(), name == "full" ? PageScanner::Method::kScan : PageScanner::Method::kEntries);
-  EXPECT_TRUE(tracker.ok()) << tracker.status();
-  return *std::move(tracker);
-}
-
 class MirrorTest : public testing::TestWithParam<std::tuple<std::string, std::string>> {
  protected:
   void SetUp() override {
-    tracker_ = MakeTracker(std::get<0>(GetParam()), actor_);
-    source_ = MakeSource(std::get<1>(GetParam()), actor_);
-    ASSERT_NE(source_, nullptr);
+    const auto& [tracker, source] = GetParam();
+    if (const std::string why = WhyNoTracker(tracker); !why.empty()) GTEST_SKIP() << why;
+    if (const std::string why = WhyNoSource(source); !why.empty()) GTEST_SKIP() << why;
+    tracker_ = MakeTracker(tracker, actor_);
+    source_ = MakeSource(source, actor_);
+    ASSERT_TRUE(tracker_ != nullptr && source_ != nullptr);
     mover_ = std::make_unique<Mover>(actor_, *tracker_, *source_);
     std::ofstream(temp_.File("mapped"), std::ios::binary) << std::string(64 * kPage, 'f');
   }
@@ -62,9 +53,9 @@ class MirrorTest : public testing::TestWithParam<std::tuple<std::string, std::st
   }
 
   // Nothing here costs by reservation with trackers that look at present pages only; plain pagemap
-  // reads would read 128 MiB of entries for it, so that one gets a smaller one.
+  // reads would read 128 MiB of entries for it, so those get a smaller one.
   uint64_t SparseBytes() const {
-    return std::get<0>(GetParam()) == "full_entries" ? 1ull << 30 : 64ull << 30;
+    return absl::EndsWith(std::get<0>(GetParam()), "_entries") ? 1ull << 30 : 64ull << 30;
   }
 
   test_support::TempDir temp_ = *test_support::TempDir::Create();
@@ -199,8 +190,10 @@ TEST_P(MirrorTest, AnExitedProcessIsReportedAlsoWhereItsMemoryLivesOn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(TrackersAndSources, MirrorTest,
-                         testing::Combine(testing::Values("uffd_wp", "full", "full_entries"),
-                                          testing::Values("readv", "helper")),
+                         testing::Combine(testing::Values("uffd_wp", "soft_dirty",
+                                                          "soft_dirty_entries", "full",
+                                                          "full_entries"),
+                                          testing::Values("readv", "helper", "process_vmsplice")),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) + "_" +
                                   std::get<1>(param_info.param);

@@ -4,10 +4,12 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <string>
 #include <vector>
 
+#include "src/base/mapped_region.h"
 #include "src/kernel/pagemap_scan.h"
 
 namespace predump::pagemap {
@@ -23,8 +25,14 @@ bool SwapOut(MemoryActor& actor, base::AddressRange range) {
   const auto pagemap = kernel::PagemapFile::Open(actor.process());
   if (!pagemap.ok()) return false;
   std::vector<uint64_t> entries(range.pages().value());
-  // Pages that are just being written out stay where they are: advised again, they go.
-  for (int attempt = 0; attempt < 100; ++attempt) {
+  auto own = base::MappedRegion::Anonymous(base::PageSize(), /*populate=*/true);
+  if (!own.ok()) return false;
+  // Pages that are just being written out stay where they are, and so do those that this processor
+  // has read in and not yet put on the kernel's lists, which advice about a page of ours makes it
+  // do.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (std::chrono::steady_clock::now() < deadline) {
+    ::madvise(own->data(), own->size(), MADV_PAGEOUT);
     if (actor.Syscall(SYS_madvise, {range.start().value(), range.size().value(), MADV_PAGEOUT}) !=
         0) {
       return false;

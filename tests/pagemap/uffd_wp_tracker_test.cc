@@ -1,4 +1,5 @@
-// Each test stands on one rule of DESIGN 5 or one fact of DESIGN 12, and fails without its remedy.
+// What is this tracker's own; tracker_suite_test.cc has what every tracker promises. Each test
+// stands on one rule of DESIGN 5 or one fact of DESIGN 12, and fails without its remedy.
 #include "src/pagemap/uffd_wp_tracker.h"
 
 #include <errno.h>
@@ -124,52 +125,6 @@ class UffdWpTrackerTest : public testing::Test {
   std::unique_ptr<Mover> mover_;
 };
 
-TEST_F(UffdWpTrackerTest, ReportsOnlyWhatWasWrittenSinceTheLastScan) {
-  actor_.Map(kBase, 64 * kPage);
-  actor_.Write(kBase, 64 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Write(kBase + 3 * kPage, kPage, 2);
-  actor_.Write(kBase + 9 * kPage, 2 * kPage, 2);
-  const Mover::Round round = mover_->ScanAndSend();
-  ExtentSet range;
-  range.Add(Range(kBase, 64 * kPage));
-  EXPECT_EQ(round.dirty.pages.Intersection(range),
-            ExtentSet::FromUnsorted(
-                {Range(kBase + 3 * kPage, kPage), Range(kBase + 9 * kPage, 2 * kPage)}));
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 64 * kPage)), 0u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-constexpr uint64_t kWrittenOnce = 16384;
-
-// Writes each page once, one after the other, slowly enough for many scans to fall in between.
-int64_t WriteNextPage(const MemoryActor::Arguments& a) {
-  for (int i = 0; i < 20'000; ++i) asm volatile("");
-  if (a[5] < kWrittenOnce) *reinterpret_cast<volatile uint64_t*>(kBase + a[5] * kPage) = 1;
-  return 0;
-}
-
-// DESIGN 5: to find and to reset are one step. A write that fell in between would never be told,
-// since its page is not written again.
-TEST_F(UffdWpTrackerTest, NoWriteIsLostBetweenFindingAndResetting) {
-  actor_.Map(kBase, kWrittenOnce * kPage);
-  actor_.Write(kBase, kWrittenOnce * kPage, 9);
-  const auto vmas = VmaList::Read(actor_.process(), false);
-  ASSERT_TRUE(vmas.ok());
-  ASSERT_TRUE(tracker_->ScanAndReset(*vmas).ok());
-  ExtentSet reported;
-  actor_.StartLoop(WriteNextPage);
-  bool written = false;
-  while (!written) {
-    written = actor_.loops_done() > kWrittenOnce;  // asked first: one more scan sees the last
-    const auto dirty = tracker_->ScanAndReset(*vmas);
-    ASSERT_TRUE(dirty.ok()) << dirty.status();
-    reported.AddAll(dirty->pages);
-  }
-  actor_.StopLoop();
-  EXPECT_EQ(PagesIn(reported, Range(kBase, kWrittenOnce * kPage)), kWrittenOnce);
-}
-
 // DESIGN 12.1.
 TEST_F(UffdWpTrackerTest, EpermMidwayResendsWholeVma) {
   actor_.Map(kBase, 32 * kPage);
@@ -212,19 +167,6 @@ TEST_F(UffdWpTrackerTest, FinalScanDropsUnregisteredMappingWithoutPageTables) {
   EXPECT_THAT(mover_->Finish(), IsEmpty());
 }
 
-// The same between rounds.
-TEST_F(UffdWpTrackerTest, ReplacedMappingIsResentWhole) {
-  actor_.Map(kBase, 8 * kMiB);
-  actor_.Write(kBase, 8 * kMiB, 1);
-  mover_->ScanAndSend();
-  actor_.Unmap(kBase, 8 * kMiB);
-  actor_.Map(kBase, 8 * kMiB);
-  actor_.Write(kBase, kPage, 2);
-  const Mover::Round round = mover_->ScanAndSend();
-  EXPECT_EQ(PagesIn(round.dirty.drop, Range(kBase, 8 * kMiB)), 8 * kMiB / kPage - 1);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
 // DESIGN 12.3.
 TEST_F(UffdWpTrackerTest, MergedMappingIsReRegisteredSoThatLaterWritesAreSeen) {
   actor_.Map(kBase, 64 * kPage);
@@ -254,76 +196,6 @@ TEST_F(UffdWpTrackerTest, MarksLeftByAnEarlierTrackerAreRemoved) {
   MakeTracker({});
   mover_->ScanAndSend();
   actor_.Write(kBase + 3 * kPage, kPage, 3);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-// DESIGN 12.3: changed bounds are probed; what is still armed is not sent again.
-TEST_F(UffdWpTrackerTest, GrownMappingIsProbedAndNotResent) {
-  actor_.Map(kBase, 64 * kPage);
-  actor_.Write(kBase, 64 * kPage, 1);
-  mover_->ScanAndSend();
-  ASSERT_EQ(actor_.Syscall(SYS_mremap, {kBase, 64 * kPage, 80 * kPage, 0}),
-            static_cast<int64_t>(kBase));
-  actor_.Write(kBase + 70 * kPage, 2 * kPage, 2);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 80 * kPage)), 2u);
-  actor_.Unmap(kBase, 8 * kPage);
-  actor_.Protect(kBase + 40 * kPage, 8 * kPage, PROT_READ);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 80 * kPage)), 0u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-// DESIGN 12.3: a mapping with new bounds that is not armed is found by the probe.
-TEST_F(UffdWpTrackerTest, MovedMappingIsArmedAndFollowed) {
-  actor_.Map(kBase, 16 * kPage);
-  actor_.Write(kBase, 16 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Move(kBase, 16 * kPage, kElsewhere);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kElsewhere, 16 * kPage)), 16u);
-  actor_.Write(kElsewhere + kPage, kPage, 2);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kElsewhere, 16 * kPage)), 1u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-// DESIGN 12.4, and the second pass of section 5.
-TEST_F(UffdWpTrackerTest, DiscardedPagesAreDroppedInTheNextRound) {
-  actor_.Map(kBase, 64 * kPage);
-  actor_.Write(kBase, 64 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Discard(kBase + 8 * kPage, 4 * kPage);
-  const Mover::Round round = mover_->ScanAndSend();
-  EXPECT_EQ(PagesIn(round.dirty.drop, Range(kBase, 64 * kPage)), 4u);
-  EXPECT_FALSE(mover_->mirror().Holds(kBase + 8 * kPage));
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-TEST_F(UffdWpTrackerTest, PagesDiscardedAfterTheLastRoundAreDroppedAtTheFreeze) {
-  actor_.Map(kBase, 64 * kPage);
-  actor_.Write(kBase, 64 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Discard(kBase + 8 * kPage, 4 * kPage);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-TEST_F(UffdWpTrackerTest, PagesDiscardedAndReadAgainAreZeroAtTheTarget) {
-  actor_.Map(kBase, 64 * kPage);
-  actor_.Write(kBase, 64 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Discard(kBase + 8 * kPage, 4 * kPage);
-  actor_.Read(kBase + 8 * kPage);  // the zero page is present now
-  const Mover::Round round = mover_->ScanAndSend();
-  EXPECT_EQ(PagesIn(round.dirty.pages, Range(kBase, 64 * kPage)), 0u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-// DESIGN 12.4, private file mappings: nothing reports this until the freeze.
-TEST_F(UffdWpTrackerTest, DiscardedPrivateFilePagesAreFoundAtTheFreeze) {
-  actor_.MapFile(MakeFile(16).c_str(), kBase, 16 * kPage, MAP_PRIVATE);
-  actor_.Write(kBase, 8 * kPage, 1);
-  mover_->ScanAndSend();
-  ASSERT_TRUE(mover_->mirror().Holds(kBase));
-  actor_.Discard(kBase, 4 * kPage);
-  mover_->ScanAndSend();
-  actor_.Read(kBase + kPage);  // one of them is a page of the file again
   EXPECT_THAT(mover_->Finish(), IsEmpty());
 }
 
@@ -371,21 +243,6 @@ TEST_F(UffdWpTrackerTest, APrivateCopyNotYetWrittenIsFoundAtTheFreeze) {
     actor_.StopLoop();
   }
   EXPECT_GT(met, 0) << "the state this test is about was not met";
-}
-
-TEST_F(UffdWpTrackerTest, PrivateFilePagesAreSentOnlyOnceWritten) {
-  actor_.MapFile(MakeFile(16).c_str(), kBase, 16 * kPage, MAP_PRIVATE);
-  for (int i = 0; i < 16; ++i) actor_.Read(kBase + i * kPage);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
-  actor_.Write(kBase + 5 * kPage, kPage, 1);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 1u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-TEST_F(UffdWpTrackerTest, ZeroPagesAreNotSent) {
-  actor_.Map(kBase, 16 * kPage);
-  for (int i = 0; i < 16; ++i) actor_.Read(kBase + i * kPage);
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 0u);
 }
 
 // DESIGN 5: protecting holes would plant markers that read back as swapped-out pages.
@@ -504,49 +361,6 @@ TEST_F(UffdWpTrackerTest, ForeignUserfaultfdIsResentEachRoundWithAReason) {
   EXPECT_THAT(mover_->Finish(), IsEmpty());
 }
 
-TEST_F(UffdWpTrackerTest, MergeableMemoryIsResentWhole) {
-  actor_.Map(kBase, 16 * kPage);
-  actor_.Write(kBase, 16 * kPage, 1);
-  ASSERT_EQ(actor_.Syscall(SYS_madvise, {kBase, 16 * kPage, MADV_MERGEABLE}), 0);
-  for (int round = 0; round < 2; ++round) {
-    // Flags are known in the first round only, as at a freeze without BPF.
-    const auto vmas = VmaList::Read(actor_.process(), /*with_flags=*/round == 0);
-    ASSERT_TRUE(vmas.ok());
-    const auto dirty = tracker_->ScanAndReset(*vmas);
-    ASSERT_TRUE(dirty.ok());
-    EXPECT_EQ(PagesIn(dirty->pages, Range(kBase, 16 * kPage)), 16u);
-    ASSERT_THAT(tracker_->full_resends(), SizeIs(1));
-    EXPECT_THAT(tracker_->full_resends()[0].reason, HasSubstr("KSM"));
-    const auto last = tracker_->FinalScan(*vmas);
-    ASSERT_TRUE(last.ok());
-    EXPECT_EQ(PagesIn(last->pages, Range(kBase, 16 * kPage)), 16u);
-  }
-}
-
-// The landing maps it anew in the second round, so what was sent in the first is lost there.
-TEST_F(UffdWpTrackerTest, WhatTheLandingMapsAnewIsSentWhole) {
-  const std::string path = MakeFile(16);
-  actor_.Map(kBase, 16 * kPage);
-  actor_.Write(kBase, 16 * kPage, 1);
-  mover_->ScanAndSend();
-  mover_->ScanAndSend([&] {
-    actor_.MapFile(path.c_str(), kBase, 16 * kPage, MAP_PRIVATE);
-    actor_.Write(kBase, 2 * kPage, 2);
-  });
-  mover_->ScanAndSend();
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-TEST_F(UffdWpTrackerTest, WritesByTheKernelAreReported) {
-  actor_.Map(kBase, 16 * kPage);
-  actor_.Write(kBase, 16 * kPage, 1);
-  mover_->ScanAndSend();
-  ASSERT_EQ(actor_.Syscall(SYS_getrandom, {kBase + 4 * kPage, 2 * kPage, 0}),
-            static_cast<int64_t>(2 * kPage));
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 2u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
 TEST_F(UffdWpTrackerTest, HugePagesAreFollowedPageByPageAfterTheirFirstWrite) {
   actor_.Map(kBase, 8 * kMiB);
   ASSERT_EQ(actor_.Syscall(SYS_madvise, {kBase, 8 * kMiB, MADV_HUGEPAGE}), 0);
@@ -556,54 +370,6 @@ TEST_F(UffdWpTrackerTest, HugePagesAreFollowedPageByPageAfterTheirFirstWrite) {
   EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 8 * kMiB)), 1u);
   actor_.Discard(kBase + 4 * kMiB, 2 * kMiB);
   EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-TEST_F(UffdWpTrackerTest, FinalScanResetsNothing) {
-  actor_.Map(kBase, 16 * kPage);
-  actor_.Write(kBase, 16 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Write(kBase, kPage, 2);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-  actor_.Write(kBase + kPage, kPage, 2);
-  // The freeze was called off: the next round has both.
-  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 16 * kPage)), 2u);
-  EXPECT_THAT(mover_->Finish(), IsEmpty());
-}
-
-// DESIGN 5: what was reset and not reported is not known to be clean.
-TEST_F(UffdWpTrackerTest, AScanThatFailsMidwayMakesTheNextOneWhole) {
-  actor_.Map(kBase, 16 * kPage);
-  actor_.Write(kBase, 16 * kPage, 1);
-  mover_->ScanAndSend();
-  actor_.Write(kBase + 3 * kPage, kPage, 2);
-  const auto vmas = VmaList::Read(actor_.process(), false);
-  ASSERT_TRUE(vmas.ok());
-  // The last mapping lies where no process has any: the scan of it is an error of the kernel's.
-  std::vector<Vma> with_nonsense = vmas->vmas();
-  Vma& nonsense = with_nonsense.emplace_back();
-  nonsense.kind = VmaKind::kAnonymousPrivate;
-  nonsense.range = Range(0xffff800000000000, 16 * kPage);
-  EXPECT_FALSE(tracker_->ScanAndReset(VmaList(std::move(with_nonsense))).ok());
-  const auto dirty = tracker_->ScanAndReset(*vmas);
-  ASSERT_TRUE(dirty.ok()) << dirty.status();
-  EXPECT_EQ(PagesIn(dirty->pages, Range(kBase, 16 * kPage)), 16u);
-}
-
-TEST_F(UffdWpTrackerTest, DroppedPagesAreOnlyThoseTheTargetHolds) {
-  actor_.Map(kBase, 1024 * kPage);
-  actor_.Write(kBase, kPage, 1);
-  EXPECT_TRUE(mover_->ScanAndSend().dirty.drop.empty());
-  EXPECT_TRUE(mover_->ScanAndSend().dirty.drop.empty());
-}
-
-TEST_F(UffdWpTrackerTest, AnExitedProcessIsReportedAsSuch) {
-  const auto vmas = VmaList::Read(actor_.process(), false);
-  ASSERT_TRUE(vmas.ok());
-  ASSERT_TRUE(tracker_->ScanAndReset(*vmas).ok());
-  actor_.Kill();
-  EXPECT_TRUE(base::IsTargetExited(tracker_->ScanAndReset(*vmas).status()));
-  EXPECT_TRUE(base::IsTargetExited(tracker_->FinalScan(*vmas).status()));
-  EXPECT_TRUE(tracker_->Disarm().ok());
 }
 
 // Says what it is told to, and sees whether it is asked at the right moments.

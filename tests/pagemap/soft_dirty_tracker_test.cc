@@ -1,0 +1,187 @@
+// What is the soft-dirty tracker's own: what its marks do not show, and who else may reset them.
+#include "src/pagemap/soft_dirty_tracker.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "src/base/errors.h"
+#include "src/kernel/clear_refs.h"
+#include "src/kernel/pagemap_scan.h"
+#include "src/pagemap/readv_source.h"
+#include "tests/pagemap/memory_actor.h"
+#include "tests/pagemap/mirror.h"
+#include "tests/pagemap/trackers.h"
+
+namespace predump::pagemap {
+namespace {
+
+using ::testing::Contains;
+using ::testing::Field;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kBase = 0x700000000000;
+constexpr uint64_t kElsewhere = 0x710000000000;
+constexpr uint64_t kMiB = 1 << 20;
+
+base::AddressRange Range(uint64_t start, uint64_t bytes) {
+  return base::AddressRange::FromOrdered(start, start + bytes);
+}
+
+uint64_t PagesIn(const ExtentSet& set, base::AddressRange range) {
+  ExtentSet other;
+  other.Add(range);
+  return set.Intersection(other).pages().value();
+}
+
+auto Because(const char* reason) { return Field(&FullResend::reason, HasSubstr(reason)); }
+
+// Through both ways of looking at pages.
+class SoftDirtyTrackerTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (const std::string why = WhyNoTracker(GetParam()); !why.empty()) GTEST_SKIP() << why;
+    tracker_ = MakeTracker(GetParam(), actor_);
+    auto source = ReadvSource::Create(actor_.process());
+    ASSERT_TRUE(tracker_ != nullptr && source.ok());
+    source_ = *std::move(source);
+    mover_ = std::make_unique<Mover>(actor_, *tracker_, *source_);
+  }
+
+  void ResetAsSomebodyElse() {
+    const auto clear = kernel::ClearRefs::Open(actor_.process());
+    ASSERT_TRUE(clear.ok()) << clear.status();
+    ASSERT_TRUE(clear->ResetSoftDirty().ok());
+  }
+
+  MemoryActor actor_;
+  std::unique_ptr<DirtyTracker> tracker_;
+  std::unique_ptr<ReadvSource> source_;
+  std::unique_ptr<Mover> mover_;
+};
+
+TEST_P(SoftDirtyTrackerTest, NeedsAFreeze) { EXPECT_TRUE(tracker_->needs_freeze()); }
+
+// DESIGN 5: one bit for all who use it.
+TEST_P(SoftDirtyTrackerTest, AForeignResetMakesTheNextRoundWhole) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 5 * kPage, kPage, 2);
+  ResetAsSomebodyElse();
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.pages, Range(kBase, 64 * kPage)), 64u);
+  EXPECT_THAT(tracker_->full_resends(), Contains(Because("somebody else reset")));
+  // Over with that round.
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 64 * kPage)), 0u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_P(SoftDirtyTrackerTest, AForeignResetBeforeTheFreezeMakesTheLastRoundWhole) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 5 * kPage, kPage, 2);
+  ResetAsSomebodyElse();
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+  EXPECT_THAT(tracker_->full_resends(), Contains(Because("somebody else reset")));
+}
+
+// The pages that tell of it are not those that a process writes all the time.
+TEST_P(SoftDirtyTrackerTest, AForeignResetIsNoticedWhateverTheProcessWritesAfterIt) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 5 * kPage, kPage, 2);
+  ResetAsSomebodyElse();
+  actor_.Write(kBase + 6 * kPage, 50 * kPage, 3);
+  actor_.Call([](const MemoryActor::Arguments&) -> int64_t {
+    char deep[64 << 10];  // the stack, too
+    for (size_t i = 0; i < sizeof(deep); i += kPage) static_cast<volatile char*>(deep)[i] = 1;
+    return 0;
+  });
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_P(SoftDirtyTrackerTest, TheWitnessesOfAResetChangeNothing) {
+  actor_.Map(kBase, 64 * kPage);
+  actor_.Write(kBase, 64 * kPage, 1);
+  mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 64 * kPage)), 0u);
+  EXPECT_THAT(tracker_->full_resends(), Not(Contains(Because("somebody else reset"))));
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+class WholeTablesTest : public SoftDirtyTrackerTest {
+ protected:
+  void SetUp() override {
+    SoftDirtyTrackerTest::SetUp();
+    if (IsSkipped()) return;
+    for (const uint64_t at : {kBase, kElsewhere}) {
+      actor_.Map(at, 8 * kMiB);
+      ASSERT_EQ(actor_.Syscall(SYS_madvise, {at, 8 * kMiB, MADV_NOHUGEPAGE}), 0);
+      actor_.Write(at, 8 * kMiB, at);
+    }
+    mover_->ScanAndSend();
+  }
+};
+
+// The hazard itself: were the kernel to mark what it moves, MovedTables could go.
+TEST_P(WholeTablesTest, TheKernelMarksNoneOfTheirPages) {
+  actor_.Move(kBase + 2 * kMiB, 2 * kMiB, kElsewhere + 4 * kMiB);
+  const auto pagemap = kernel::PagemapFile::Open(actor_.process());
+  ASSERT_TRUE(pagemap.ok());
+  uint64_t entry = 0;
+  ASSERT_TRUE(pagemap->ReadEntries(Range(kElsewhere + 5 * kMiB, kPage), std::span(&entry, 1)).ok());
+  EXPECT_EQ(entry & kernel::kPagemapSoftDirty, 0u);
+}
+
+TEST_P(WholeTablesTest, OnlyDoubtfulOnesAreSentAgain) {
+  actor_.Move(kBase + 2 * kMiB, 2 * kMiB, kElsewhere + 4 * kMiB);
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.pages, Range(kElsewhere, 8 * kMiB)), 2 * kMiB / kPage);
+  EXPECT_THAT(tracker_->full_resends(), Contains(Because("mremap")));
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+TEST_P(WholeTablesTest, ATableIsKnownByAnyOfItsPages) {
+  actor_.Write(kBase, 500 * kPage, 2);  // most of one table
+  const Mover::Round round = mover_->ScanAndSend();
+  EXPECT_EQ(PagesIn(round.dirty.pages, Range(kBase, 8 * kMiB)), 500u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+}
+
+// A new page may get the frame that a page at the same place had: its mark says that it is new.
+TEST_P(WholeTablesTest, AFrameThatIsUsedAgainIsNotTakenForThePageThatWasThere) {
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t to = kElsewhere + i % 4 * 2 * kMiB;
+    const uint64_t from = kBase + i % 4 * 2 * kMiB;
+    actor_.Unmap(to, 2 * kMiB);
+    // Discarded and written anew, these get the frames that have just become free.
+    for (const uint64_t page : {0, 170, 341, 511}) actor_.Discard(from + page * kPage, kPage);
+    for (const uint64_t page : {0, 170, 341, 511}) actor_.Write(from + page * kPage, kPage, i + 9);
+    actor_.Move(from, 2 * kMiB, to);
+    EXPECT_THAT(mover_->Finish(), IsEmpty());
+    actor_.Map(from, 2 * kMiB);
+    actor_.Write(from, 2 * kMiB, i);
+    mover_->ScanAndSend();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, SoftDirtyTrackerTest,
+                         testing::Values("soft_dirty", "soft_dirty_entries"),
+                         [](const auto& param_info) { return param_info.param; });
+INSTANTIATE_TEST_SUITE_P(Ways, WholeTablesTest, testing::Values("soft_dirty", "soft_dirty_entries"),
+                         [](const auto& param_info) { return param_info.param; });
+
+}  // namespace
+}  // namespace predump::pagemap
