@@ -18,8 +18,6 @@ using kernel::CapabilityResult;
 struct Candidate {
   absl::string_view name;
   std::vector<Capability> needs;
-  // False: the name is known, the kernel may even have it, but no code here uses it yet.
-  bool built = true;
   absl::string_view merit;  // why it is preferred to what follows
 };
 
@@ -27,21 +25,21 @@ std::vector<Candidate> Trackers() {
   return {
       {"uffd-wp",
        {Capability::kUffdWpAsync, Capability::kPagemapScan, Capability::kPidfdGetfd},
-       true,
        "finds written pages without stopping the process"},
-      {"soft-dirty", {Capability::kSoftDirty}, false, "finds written pages under a short freeze"},
-      {"full", {}, true, "sends all of the memory in every round"},
+      {"soft-dirty", {Capability::kSoftDirty}, "finds written pages under a short freeze"},
+      {"full", {}, "sends all of the memory in every round"},
   };
 }
 
 std::vector<Candidate> Sources() {
   return {
-      {"process_vmsplice", {Capability::kProcessVmsplice}, false, "copies nothing"},
+      {"process_vmsplice",
+       {Capability::kProcessVmsplice},
+       "copies nothing and needs no helper in the process"},
       {"helper",
        {Capability::kVmspliceSharesPages, Capability::kPidfdGetfd, Capability::kCloseRangeUnshare},
-       true,
        "copies nothing on this host"},
-      {"readv", {Capability::kProcessVmReadv}, true, "copies each page once"},
+      {"readv", {Capability::kProcessVmReadv}, "copies each page once"},
   };
 }
 
@@ -72,29 +70,23 @@ absl::StatusOr<Choice> ChooseByName(absl::string_view what, absl::string_view re
       return absl::UnimplementedError(
           absl::StrCat(what, " ", requested, ": this kernel lacks ", missing));
     }
-    if (!candidate.built) {
-      return absl::UnimplementedError(absl::StrCat(
-          what, " ", requested, ": this kernel has it, but this predump cannot use it"));
-    }
     return Choice{std::string(requested), "asked for"};
   }
   return absl::InvalidArgumentError(absl::StrCat("unknown ", what, " \"", requested,
                                                  "\"; it is one of ", absl::StrJoin(names, ", ")));
 }
 
-absl::StatusOr<Choice> ChooseBest(absl::string_view what, const std::vector<Candidate>& candidates,
-                                  std::span<const CapabilityResult> capabilities) {
-  std::vector<std::string> passed_over;
+absl::StatusOr<Choice> ChooseBest(absl::string_view what, std::span<const Candidate> candidates,
+                                  std::span<const CapabilityResult> capabilities,
+                                  std::vector<std::string> passed_over = {}) {
   for (const Candidate& candidate : candidates) {
     const std::string missing = Missing(candidate, capabilities);
-    if (missing.empty() && candidate.built) {
+    if (missing.empty()) {
       std::string reason(candidate.merit);
       if (!passed_over.empty()) absl::StrAppend(&reason, "; ", absl::StrJoin(passed_over, "; "));
       return Choice{std::string(candidate.name), std::move(reason)};
     }
-    passed_over.push_back(
-        missing.empty() ? absl::StrCat("no ", candidate.name, ": not part of this predump")
-                        : absl::StrCat("no ", candidate.name, ": the kernel lacks ", missing));
+    passed_over.push_back(absl::StrCat("no ", candidate.name, ": the kernel lacks ", missing));
   }
   return absl::UnimplementedError(
       absl::StrCat("no ", what, " works here: ", absl::StrJoin(passed_over, "; ")));
@@ -107,6 +99,15 @@ absl::StatusOr<Choice> Choose(absl::string_view what, absl::string_view requeste
                              : ChooseByName(what, requested, candidates, capabilities);
 }
 
+absl::StatusOr<Choice> ChooseAfter(absl::string_view what, absl::string_view refused,
+                                   absl::string_view why, std::span<const Candidate> candidates,
+                                   std::span<const CapabilityResult> capabilities) {
+  const auto at = std::find_if(candidates.begin(), candidates.end(),
+                               [&](const Candidate& c) { return c.name == refused; });
+  return ChooseBest(what, {at == candidates.end() ? at : at + 1, candidates.end()}, capabilities,
+                    {absl::StrCat("no ", refused, ": ", why)});
+}
+
 }  // namespace
 
 absl::StatusOr<Choice> ChooseTracker(absl::string_view requested,
@@ -117,6 +118,16 @@ absl::StatusOr<Choice> ChooseTracker(absl::string_view requested,
 absl::StatusOr<Choice> ChooseSource(absl::string_view requested,
                                     std::span<const CapabilityResult> capabilities) {
   return Choose("source", requested, Sources(), capabilities);
+}
+
+absl::StatusOr<Choice> ChooseTrackerAfter(absl::string_view refused, absl::string_view why,
+                                          std::span<const CapabilityResult> capabilities) {
+  return ChooseAfter("tracker", refused, why, Trackers(), capabilities);
+}
+
+absl::StatusOr<Choice> ChooseSourceAfter(absl::string_view refused, absl::string_view why,
+                                         std::span<const CapabilityResult> capabilities) {
+  return ChooseAfter("source", refused, why, Sources(), capabilities);
 }
 
 }  // namespace predump::pagemap

@@ -1,10 +1,12 @@
 #include "src/predump/page_tracking.h"
 
+#include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "spdlog/spdlog.h"
 #include "src/base/errors.h"
@@ -14,7 +16,9 @@
 #include "src/pagemap/choose.h"
 #include "src/pagemap/full_tracker.h"
 #include "src/pagemap/helper_source.h"
+#include "src/pagemap/process_vmsplice_source.h"
 #include "src/pagemap/readv_source.h"
+#include "src/pagemap/soft_dirty_tracker.h"
 #include "src/pagemap/uffd_wp_tracker.h"
 
 namespace predump {
@@ -34,61 +38,98 @@ absl::StatusOr<std::vector<kernel::CapabilityResult>> ProbeWhatDecides() {
   return results;
 }
 
-absl::Status MakeSource(const kernel::ProcessHandle& process, const pagemap::Choice& choice,
-                        const MigrationOptions& options, kernel::SetupResult& setup,
-                        PageTracking& tracking) {
-  if (choice.name == "helper" && setup.helper.has_value()) {
-    PREDUMP_ASSIGN_OR_RETURN(tracking.source,
-                             pagemap::HelperSource::Create(process, *std::move(setup.helper)));
-    tracking.source_reason = choice.reason;
-    return absl::OkStatus();
-  }
-  if (choice.name == "helper") {
+bool IsAvailable(std::span<const kernel::CapabilityResult> capabilities,
+                 kernel::Capability capability) {
+  return std::any_of(capabilities.begin(), capabilities.end(), [&](const auto& result) {
+    return result.capability == capability && result.available;
+  });
+}
+
+// Whether `status`, which nothing in the process came of, may be answered by tracking without
+// anything in the process.
+bool CanDoWithoutSetup(const absl::Status& status, const MigrationOptions& options,
+                       const pagemap::Choice& tracker,
+                       std::span<const kernel::CapabilityResult> capabilities) {
+  const bool soft_dirty =
+      tracker.name == "soft-dirty" ||
+      (options.tracker == "auto" && IsAvailable(capabilities, kernel::Capability::kSoftDirty));
+  return soft_dirty && options.source != "helper" &&
+         (absl::IsFailedPrecondition(status) || absl::IsUnimplemented(status));
+}
+
+absl::Status MakeSource(const kernel::ProcessHandle& process, pagemap::Choice choice,
+                        const MigrationOptions& options,
+                        std::span<const kernel::CapabilityResult> capabilities,
+                        kernel::SetupResult& setup, PageTracking& tracking) {
+  if (choice.name == "helper" && !setup.helper.has_value()) {
     if (options.source == "helper") {
       return base::Annotate(setup.helper_status, "--source helper");
     }
-    tracking.source_reason = absl::StrCat("no helper: ", setup.helper_status.message());
-  } else {
-    tracking.source_reason = choice.reason;
+    PREDUMP_ASSIGN_OR_RETURN(
+        choice, pagemap::ChooseSourceAfter("helper", setup.helper_status.message(), capabilities));
   }
-  PREDUMP_ASSIGN_OR_RETURN(tracking.source, pagemap::ReadvSource::Create(process));
+  tracking.source_reason = choice.reason;
+  if (choice.name == "process_vmsplice") {
+    PREDUMP_ASSIGN_OR_RETURN(tracking.source, pagemap::ProcessVmspliceSource::Create(process));
+  } else if (choice.name == "helper") {
+    PREDUMP_ASSIGN_OR_RETURN(tracking.source,
+                             pagemap::HelperSource::Create(process, *std::move(setup.helper)));
+  } else {
+    PREDUMP_ASSIGN_OR_RETURN(tracking.source, pagemap::ReadvSource::Create(process));
+  }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::Status PageTracking::MakeTracker(const kernel::ProcessHandle& process,
-                                       const pagemap::Choice& choice,
-                                       const MigrationOptions& options,
-                                       kernel::SetupResult& setup) {
-  tracker_reason = choice.reason;
-  if (choice.name == "uffd-wp" && setup.userfaultfd.valid()) {
-    if (options.use_bpf) {
-      absl::StatusOr<kernel::ReadsInFlight> followed = kernel::ReadsInFlight::Create(process.pid());
-      if (followed.ok()) {
-        reads = std::make_unique<pagemap::BpfInFlightReads>(*std::move(followed));
-      } else {
-        spdlog::debug("reads in flight are not followed: {}",
-                      std::string(followed.status().message()));
-      }
+absl::Status PageTracking::MakeUffdWpTracker(const kernel::ProcessHandle& process,
+                                             const MigrationOptions& options,
+                                             base::UniqueFd userfaultfd) {
+  if (options.use_bpf) {
+    absl::StatusOr<kernel::ReadsInFlight> followed = kernel::ReadsInFlight::Create(process.pid());
+    if (followed.ok()) {
+      reads = std::make_unique<pagemap::BpfInFlightReads>(*std::move(followed));
+    } else {
+      spdlog::debug("reads in flight are not followed: {}",
+                    std::string(followed.status().message()));
     }
-    pagemap::UffdWpOptions uffd;
-    uffd.reads = reads.get();
-    // A descriptor that bypasses the page tables may be opened at any time: where reads are not
-    // followed, every reset waits for them under a short freeze.
-    uffd.direct_io_possible = reads == nullptr;
-    PREDUMP_ASSIGN_OR_RETURN(tracker,
-                             pagemap::UffdWpTracker::Create(
-                                 process, kernel::Userfaultfd(std::move(setup.userfaultfd)), uffd));
-    return absl::OkStatus();
   }
-  if (choice.name == "uffd-wp") {
+  pagemap::UffdWpOptions uffd;
+  uffd.reads = reads.get();
+  // A descriptor that bypasses the page tables may be opened at any time: where reads are not
+  // followed, every reset waits for them under a short freeze.
+  uffd.direct_io_possible = reads == nullptr;
+  PREDUMP_ASSIGN_OR_RETURN(
+      tracker,
+      pagemap::UffdWpTracker::Create(process, kernel::Userfaultfd(std::move(userfaultfd)), uffd));
+  return absl::OkStatus();
+}
+
+absl::Status PageTracking::MakeTracker(const kernel::ProcessHandle& process, pagemap::Choice choice,
+                                       const MigrationOptions& options,
+                                       std::span<const kernel::CapabilityResult> capabilities,
+                                       kernel::SetupResult& setup) {
+  if (choice.name == "uffd-wp" && !setup.userfaultfd.valid()) {
     if (options.tracker == "uffd-wp") {
       return base::Annotate(setup.userfaultfd_status, "--tracker uffd-wp");
     }
-    tracker_reason = absl::StrCat("no userfaultfd: ", setup.userfaultfd_status.message());
+    PREDUMP_ASSIGN_OR_RETURN(
+        choice,
+        pagemap::ChooseTrackerAfter("uffd-wp", setup.userfaultfd_status.message(), capabilities));
   }
-  PREDUMP_ASSIGN_OR_RETURN(tracker, pagemap::FullTracker::Create(process));
+  tracker_reason = choice.reason;
+  if (choice.name == "uffd-wp") {
+    return MakeUffdWpTracker(process, options, std::move(setup.userfaultfd));
+  }
+  const pagemap::PageScanner::Method method =
+      IsAvailable(capabilities, kernel::Capability::kPagemapScan)
+          ? pagemap::PageScanner::Method::kScan
+          : pagemap::PageScanner::Method::kEntries;
+  if (choice.name == "soft-dirty") {
+    PREDUMP_ASSIGN_OR_RETURN(tracker, pagemap::SoftDirtyTracker::Create(process, method));
+  } else {
+    PREDUMP_ASSIGN_OR_RETURN(tracker, pagemap::FullTracker::Create(process, method));
+  }
   return absl::OkStatus();
 }
 
@@ -107,10 +148,20 @@ absl::StatusOr<PageTracking> PageTracking::Arm(const kernel::ProcessHandle& proc
   kernel::SetupResult setup;
   PageTracking tracking;
   if (request.userfaultfd || request.helper) {
-    PREDUMP_ASSIGN_OR_RETURN(setup, kernel::InjectSetup(process, request));
+    absl::StatusOr<kernel::SetupResult> injected = kernel::InjectSetup(process, request);
+    if (injected.ok()) {
+      setup = *std::move(injected);
+    } else if (CanDoWithoutSetup(injected.status(), options, tracker_choice, capabilities)) {
+      setup.userfaultfd_status = injected.status();
+      setup.helper_status = injected.status();
+    } else {
+      return injected.status();
+    }
   }
-  PREDUMP_RETURN_IF_ERROR(tracking.MakeTracker(process, tracker_choice, options, setup));
-  PREDUMP_RETURN_IF_ERROR(MakeSource(process, source_choice, options, setup, tracking));
+  PREDUMP_RETURN_IF_ERROR(
+      tracking.MakeTracker(process, tracker_choice, options, capabilities, setup));
+  PREDUMP_RETURN_IF_ERROR(
+      MakeSource(process, source_choice, options, capabilities, setup, tracking));
   tracking.setup_result = std::move(setup);
   return tracking;
 }

@@ -1,13 +1,17 @@
-// Tracker and page source of one migration: chosen, and set up with one stop of one thread.
+// Tracker and page source of one migration: chosen, and set up with one stop of one thread where
+// they need anything in the process.
 #ifndef PREDUMP_PREDUMP_PAGE_TRACKING_H_
 #define PREDUMP_PREDUMP_PAGE_TRACKING_H_
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "src/base/unique_fd.h"
 #include "src/base/units.h"
+#include "src/kernel/capabilities.h"
 #include "src/kernel/process.h"
 #include "src/kernel/setup_injection.h"
 #include "src/pagemap/bpf_adapters.h"
@@ -36,8 +40,12 @@ struct PageTracking {
   void TakeDown();
 
  private:
-  absl::Status MakeTracker(const kernel::ProcessHandle& process, const pagemap::Choice& choice,
-                           const MigrationOptions& options, kernel::SetupResult& setup);
+  absl::Status MakeTracker(const kernel::ProcessHandle& process, pagemap::Choice choice,
+                           const MigrationOptions& options,
+                           std::span<const kernel::CapabilityResult> capabilities,
+                           kernel::SetupResult& setup);
+  absl::Status MakeUffdWpTracker(const kernel::ProcessHandle& process,
+                                 const MigrationOptions& options, base::UniqueFd userfaultfd);
 };
 
 // Memory of the process that is in use, resident or swapped: what the target will have to hold.

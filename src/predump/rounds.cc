@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "spdlog/spdlog.h"
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
@@ -29,19 +30,22 @@ struct Scanned {
 // freeze; memory is read after the thaw.
 absl::StatusOr<Scanned> Scan(Engine& engine) {
   Scanned scanned;
-  const base::Stopwatch watch;
   if (engine.tracker.needs_freeze()) {
+    // What takes long to find out about the layout is found out while the process runs.
+    PREDUMP_RETURN_IF_ERROR(engine.layout.Read().status());
+    const base::Stopwatch frozen_watch;
     PREDUMP_ASSIGN_OR_RETURN(
         kernel::FrozenProcess frozen,
         kernel::FrozenProcess::Freeze(engine.process, engine.options.freeze_timeout));
-    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.Read());
+    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.ReadFrozen());
     PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
-    scanned.frozen = watch.Elapsed();
+    scanned.frozen = frozen_watch.Elapsed();
     scanned.scan = scanned.frozen;
     PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
     return scanned;
   }
+  const base::Stopwatch watch;
   PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.Read());
   PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
   scanned.scan = watch.Elapsed();
@@ -90,6 +94,10 @@ class RoundLoop::Impl {
     current_.number = static_cast<int>(history_.size());
     const int64_t scan_started_ns = base::MonotonicNanoseconds();
     PREDUMP_ASSIGN_OR_RETURN(const Scanned scanned, Scan(engine_));
+    for (const pagemap::FullResend& resend : engine_.tracker.full_resends()) {
+      spdlog::debug("{} is sent whole: {}",
+                    resend.range.empty() ? "the memory" : resend.range.ToString(), resend.reason);
+    }
 
     RoundRecord record;
     record.scan = scanned.scan;

@@ -53,11 +53,14 @@ TEST(ChooseTest, AutoTakesTheBestThatWorks) {
 }
 
 TEST(ChooseTest, AutoSaysWhatItPassedOver) {
-  const auto tracker = ChooseTracker("auto", AllBut({Capability::kUffdWpAsync}));
+  const auto tracker =
+      ChooseTracker("auto", AllBut({Capability::kUffdWpAsync, Capability::kSoftDirty}));
   ASSERT_TRUE(tracker.ok());
   EXPECT_EQ(tracker->name, "full");
   EXPECT_THAT(tracker->reason, HasSubstr("uffd-wp-async (ENOSYS from the probe)"));
-  const auto source = ChooseSource("auto", AllBut({Capability::kVmspliceSharesPages}));
+  EXPECT_THAT(tracker->reason, HasSubstr("soft-dirty (ENOSYS from the probe)"));
+  const auto source = ChooseSource(
+      "auto", AllBut({Capability::kProcessVmsplice, Capability::kVmspliceSharesPages}));
   ASSERT_TRUE(source.ok());
   EXPECT_EQ(source->name, "readv");
   EXPECT_THAT(source->reason, HasSubstr("vmsplice-shares-pages"));
@@ -74,10 +77,32 @@ TEST(ChooseTest, ANameThatTheKernelCannotServeIsAnErrorThatSaysWhy) {
   EXPECT_THAT(helper.status().message(), HasSubstr("close-range-unshare"));
 }
 
-TEST(ChooseTest, KnownNamesThatAreNotBuiltSaySoWhereTheKernelHasThem) {
-  const auto soft = ChooseTracker("soft-dirty", AllBut({}));
-  EXPECT_EQ(soft.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(soft.status().message(), HasSubstr("cannot use it"));
+TEST(ChooseTest, APatchedKernelNeedsNoHelper) {
+  const auto source = ChooseSource("auto", AllBut({}));
+  ASSERT_TRUE(source.ok());
+  EXPECT_EQ(source->name, "process_vmsplice");
+  EXPECT_THAT(source->reason, HasSubstr("needs no helper"));
+}
+
+TEST(ChooseTest, SoftDirtyComesAfterUffdWp) {
+  EXPECT_EQ(ChooseTracker("auto", AllBut({}))->name, "uffd-wp");
+  const auto tracker = ChooseTracker("auto", AllBut({Capability::kPagemapScan}));
+  ASSERT_TRUE(tracker.ok());
+  EXPECT_EQ(tracker->name, "soft-dirty");
+  EXPECT_THAT(tracker->reason,
+              HasSubstr("short freeze; no uffd-wp: the kernel lacks pagemap-scan"));
+}
+
+TEST(ChooseTest, WhatAProcessRefusesIsFollowedByTheNextBest) {
+  const auto tracker = ChooseTrackerAfter("uffd-wp", "seccomp", AllBut({}));
+  ASSERT_TRUE(tracker.ok());
+  EXPECT_EQ(tracker->name, "soft-dirty");
+  EXPECT_THAT(tracker->reason, HasSubstr("short freeze; no uffd-wp: seccomp"));
+  EXPECT_EQ(ChooseTrackerAfter("uffd-wp", "seccomp", AllBut(kStock))->name, "full");
+  const auto source = ChooseSourceAfter("helper", "pids.max", AllBut({}));
+  ASSERT_TRUE(source.ok());
+  EXPECT_EQ(source->name, "readv");
+  EXPECT_THAT(source->reason, HasSubstr("no helper: pids.max"));
 }
 
 TEST(ChooseTest, AskingByNameIsTheReason) {
@@ -93,7 +118,8 @@ TEST(ChooseTest, UnknownNamesAreListedAgainstTheKnown) {
 
 TEST(ChooseTest, NothingThatWorksIsAnError) {
   const auto source =
-      ChooseSource("auto", AllBut({Capability::kVmspliceSharesPages, Capability::kProcessVmReadv}));
+      ChooseSource("auto", AllBut({Capability::kProcessVmsplice, Capability::kVmspliceSharesPages,
+                                   Capability::kProcessVmReadv}));
   EXPECT_EQ(source.status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(source.status().message(), HasSubstr("process-vm-readv"));
 }
