@@ -17,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "src/base/errors.h"
 #include "src/checkpoint/build_id.h"
@@ -35,9 +36,33 @@ constexpr TaskFlag kTaskFlags[] = {
     {0x00000010, "a worker of io_uring"},
 };
 constexpr uint64_t kSpeculationFlags = ~uint64_t{7};  // PFA_* but no_new_privs and cpuset spreading
+// The one component that has to be asked for (arch_prctl ARCH_REQ_XCOMP_PERM).
+constexpr uint64_t kTileData = 1 << 18;
 constexpr uint32_t kSchedDeadline = 6;
 constexpr uint32_t kSchedExt = 7;
 constexpr uint32_t kSignalStopped = 1;  // SIGNAL_STOP_STOPPED
+
+// What the kernel keeps for a thread and gives to no other host's thread.
+void RefuseThreadHoldings(const kernel::ThreadRecord& thread, const std::string& who,
+                          BlockerList& blockers) {
+  if (thread.has_memory_policy != 0) {
+    blockers.Add(who, "allocates memory by a NUMA policy of its own (set_mempolicy)");
+  }
+  if (thread.has_io_ports != 0) blockers.Add(who, "may use I/O ports (ioperm, iopl)");
+  if (thread.has_core_cookie != 0) {
+    blockers.Add(who, "shares a core with chosen tasks only (PR_SCHED_CORE)");
+  }
+  if ((thread.thread_flags & kNoTimeStampCounter) != 0) {
+    blockers.Add(who, "may not read the time stamp counter (PR_SET_TSC)");
+  }
+  if ((thread.thread_flags & kNoCpuid) != 0) {
+    blockers.Add(who, "faults at CPUID (arch_prctl ARCH_SET_CPUID)");
+  }
+  if (thread.has_semaphore_undo != 0) {
+    blockers.Add("attribute semaphores",
+                 "System V semaphores, with what its end undoes (SEM_UNDO)");
+  }
+}
 
 void RefuseThreadState(const kernel::ThreadRecord& thread, BlockerList& blockers) {
   const std::string who = absl::StrCat("thread ", thread.tid.own);
@@ -54,6 +79,22 @@ void RefuseThreadState(const kernel::ThreadRecord& thread, BlockerList& blockers
   }
   if ((thread.atomic_flags & kSpeculationFlags) != 0) {
     blockers.Add(who, "controls speculation (PR_SET_SPECULATION_CTRL)");
+  }
+  RefuseThreadHoldings(thread, who, blockers);
+}
+
+void RefuseProcessorState(const kernel::ProcessRecord& process, BlockerList& blockers) {
+  if (process.has_ldt != 0) {
+    blockers.Add("attribute LDT", "has segment descriptors of its own (modify_ldt)");
+  }
+  if ((process.xstate_permissions & kTileData) != 0) {
+    blockers.Add("attribute AMX", "may use tile registers (arch_prctl ARCH_REQ_XCOMP_PERM)");
+  }
+  if (process.protection_keys != 0) {
+    blockers.Add("attribute protection keys", "has allocated some (pkey_alloc)");
+  }
+  if (process.has_address_tagging != 0) {
+    blockers.Add("attribute address tagging", "is on (arch_prctl ARCH_ENABLE_TAGGED_ADDR)");
   }
 }
 
@@ -165,9 +206,7 @@ void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blocke
   if (process.memory_merge_any != 0) {
     blockers.Add("attribute memory merging", "all its memory may be merged (PR_SET_MEMORY_MERGE)");
   }
-  if (process.has_ldt != 0) {
-    blockers.Add("attribute LDT", "has segment descriptors of its own (modify_ldt)");
-  }
+  RefuseProcessorState(process, blockers);
   if ((process.signal_flags & kSignalStopped) != 0) {
     blockers.Add("attribute state", "stopped by a signal", "let it go on first (SIGCONT)");
   }
@@ -210,6 +249,20 @@ absl::Status RefuseRelations(const kernel::ProcessHandle& process,
                                         : "has a working directory of its own (unshare CLONE_FS)");
       }
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RefuseMemoryPolicies(const kernel::ProcessHandle& process, BlockerList& blockers) {
+  const auto text = kernel::ReadProcFile(process, "numa_maps");
+  if (absl::IsNotFound(text.status())) return absl::OkStatus();  // no CONFIG_NUMA
+  PREDUMP_RETURN_IF_ERROR(text);
+  for (const absl::string_view line : absl::StrSplit(*text, '\n', absl::SkipEmpty())) {
+    const std::vector<absl::string_view> words =
+        absl::StrSplit(line, absl::MaxSplits(' ', 2), absl::SkipEmpty());
+    if (words.size() < 2 || words[1] == "default") continue;
+    blockers.Add("attribute memory policy",
+                 absl::StrCat("allocates memory by a NUMA policy of its own (", words[1], ")"));
   }
   return absl::OkStatus();
 }

@@ -2,6 +2,8 @@
 #ifndef PREDUMP_CHECKPOINT_ATTRIBUTE_CHECK_H_
 #define PREDUMP_CHECKPOINT_ATTRIBUTE_CHECK_H_
 
+#include <cstdint>
+
 #include "absl/status/status.h"
 #include "src/checkpoint/blocker_list.h"
 #include "src/checkpoint/capture.h"
@@ -11,6 +13,12 @@
 
 namespace predump::checkpoint {
 
+// ThreadRecord::thread_flags: TIF_NOCPUID and TIF_NOTSC of arch/x86/include/asm/thread_info.h, up
+// to 6.17 and since. Where the other layout has another flag, that is one of a dying or an idle
+// task, or of speculation control, which is refused as well.
+inline constexpr uint64_t kNoCpuid = 1 << 15 | 1 << 20;
+inline constexpr uint64_t kNoTimeStampCounter = 1 << 16 | 1 << 21;
+
 // What the kernel's own record of the process tells: cheap enough for a frozen process.
 void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blockers);
 
@@ -19,6 +27,10 @@ void RefuseKernelState(const kernel::TaskSnapshot& snapshot, BlockerList& blocke
 absl::Status RefuseRelations(const kernel::ProcessHandle& process,
                              const kernel::TaskSnapshot& snapshot, BlockerList& blockers,
                              BlockerList& children_as_blockers);
+
+// NUMA policies as /proc/PID/numa_maps shows them, of its mappings and its first thread: for where
+// there is no BPF. The kernel walks all pages for it.
+absl::Status RefuseMemoryPolicies(const kernel::ProcessHandle& process, BlockerList& blockers);
 
 // Everything else: namespaces, tracers, security labels, terminal, architecture. Milliseconds; what
 // it looks at does not change behind a running migration's back.

@@ -168,6 +168,7 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
                                         proto::ProcessState& state, BlockerList& blockers,
                                         BlockerList& children) {
   RefuseKernelState(snapshot, blockers);
+  if (plain.has_value()) PREDUMP_RETURN_IF_ERROR(RefuseMemoryPolicies(*process, blockers));
   PREDUMP_RETURN_IF_ERROR(RefuseRelations(*process, snapshot, blockers, children));
   PREDUMP_ASSIGN_OR_RETURN(const kernel::StatusFields status, kernel::ReadStatus(*process));
   const CaptureInstant instant = InstantOf(snapshot);

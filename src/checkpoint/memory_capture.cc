@@ -111,6 +111,9 @@ void RefuseFlags(const kernel::VmaFlags& flags, bool surveying, const std::strin
   if (flags.Has(VmFlag::kLockOnFault)) {
     blockers.Add(name, "locked as it is touched (mlock2 MLOCK_ONFAULT)");
   }
+  if (flags.Has(VmFlag::kPolicy)) {
+    blockers.Add(name, "has a NUMA policy of its own (mbind)");
+  }
 }
 
 absl::Status AddMapping(const kernel::ProcessHandle& process, const pagemap::Vma& vma,

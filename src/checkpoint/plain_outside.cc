@@ -83,6 +83,13 @@ absl::Status FillScheduling(const kernel::ProcessHandle& process, pid_t tid,
   if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0) {
     return process.ErrorFor(errno, "sched_getattr");
   }
+  // A slice that nobody asked for is the one that we have, too.
+  SchedAttributes ours = {};
+  if (::syscall(SYS_sched_getattr, 0, &ours, sizeof ours, 0) == 0 && ours.policy != SCHED_FIFO &&
+      ours.policy != SCHED_RR && attributes.policy != SCHED_FIFO && attributes.policy != SCHED_RR &&
+      attributes.runtime != ours.runtime) {
+    record.time_slice = attributes.runtime;
+  }
   record.reset_on_fork = (attributes.flags & kResetOnFork) != 0 ? 1 : 0;
   const long priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
   if (priority < 0) return process.ErrorFor(errno, "ioprio_get");

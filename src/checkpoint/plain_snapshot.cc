@@ -1,5 +1,6 @@
 #include "src/checkpoint/plain_snapshot.h"
 
+#include <asm/prctl.h>
 #include <linux/membarrier.h>
 #include <linux/prctl.h>
 #include <signal.h>
@@ -18,6 +19,7 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/base/units.h"
+#include "src/checkpoint/attribute_check.h"
 #include "src/checkpoint/plain_outside.h"
 #include "src/kernel/readout_injection.h"
 #include "src/kernel/time_offsets.h"
@@ -29,6 +31,9 @@ namespace {
 constexpr uint64_t kGetMdwe = 66;                      // PR_GET_MDWE, Linux 6.3
 constexpr uint64_t kGetMemoryMerge = 68;               // PR_GET_MEMORY_MERGE, Linux 6.4
 constexpr uint64_t kGetMembarrierRegistrations = 512;  // MEMBARRIER_CMD_GET_REGISTRATIONS, 6.3
+constexpr uint64_t kGetXstatePermissions = 0x1022;     // ARCH_GET_XCOMP_PERM, Linux 5.16
+constexpr uint64_t kGetUntagMask = 0x4001;             // ARCH_GET_UNTAG_MASK, Linux 6.4
+constexpr uint64_t kProtectionKeys = 16;
 constexpr uint64_t kVmLocked = 0x2000;
 constexpr uint64_t kVmLockOnFault = 0x80000;
 constexpr uint64_t kSignalSetBytes = 8;
@@ -70,6 +75,7 @@ uint32_t FlagOf(const kernel::ReadoutAnswer& answer) {
 
 struct ThreadCalls {
   size_t tid_address, stack, death_signal, timer_slack, secure_bits;
+  size_t time_stamp_counter, cpuid, memory_policy;
 
   explicit ThreadCalls(CallList& calls) {
     tid_address = calls.AddWithBuffer(SYS_prctl, {PR_GET_TID_ADDRESS}, 1, sizeof(uint64_t));
@@ -77,6 +83,9 @@ struct ThreadCalls {
     death_signal = calls.AddWithBuffer(SYS_prctl, {PR_GET_PDEATHSIG}, 1, sizeof(int32_t));
     timer_slack = calls.Add(SYS_prctl, {PR_GET_TIMERSLACK});
     secure_bits = calls.Add(SYS_prctl, {PR_GET_SECUREBITS});
+    time_stamp_counter = calls.AddWithBuffer(SYS_prctl, {PR_GET_TSC}, 1, sizeof(int32_t));
+    cpuid = calls.Add(SYS_arch_prctl, {ARCH_GET_CPUID});
+    memory_policy = calls.AddWithBuffer(SYS_get_mempolicy, {}, 0, sizeof(int32_t));
   }
 
   absl::Status Fill(const std::vector<kernel::ReadoutAnswer>& answers,
@@ -94,6 +103,11 @@ struct ThreadCalls {
     record.parent_death_signal = As<int32_t>(answers[death_signal]);
     record.timer_slack = static_cast<uint64_t>(answers[timer_slack].result);
     record.secure_bits = FlagOf(answers[secure_bits]);
+    if (As<int32_t>(answers[time_stamp_counter]) == PR_TSC_SIGSEGV) {
+      record.thread_flags |= kNoTimeStampCounter;
+    }
+    if (answers[cpuid].result == 0) record.thread_flags |= kNoCpuid;
+    record.has_memory_policy = As<int32_t>(answers[memory_policy]) != 0 ? 1 : 0;
     return absl::OkStatus();
   }
 };
@@ -130,6 +144,7 @@ struct ProcessCalls {
   size_t timers[3];
   size_t heap_end, subreaper, dumpable, huge_pages, execute_gain, merge, barriers, descriptors;
   size_t locked, resident;
+  size_t xstate, untag_mask, keys;
   size_t actions[kernel::kSignals];
 
   explicit ProcessCalls(CallList& calls) {
@@ -152,6 +167,14 @@ struct ProcessCalls {
     calls[locked].new_page_argument = 0;
     resident = calls.AddWithBuffer(SYS_mincore, {0, base::PageSize()}, 2, 1);
     calls[resident].new_page_argument = 0;
+    xstate = calls.AddWithBuffer(SYS_arch_prctl, {kGetXstatePermissions}, 1, sizeof(uint64_t));
+    untag_mask = calls.AddWithBuffer(SYS_arch_prctl, {kGetUntagMask}, 1, sizeof(uint64_t));
+    // A key can be given to memory only where it has been allocated. Last of what uses the page.
+    for (uint64_t key = 1; key < kProtectionKeys; ++key) {
+      const size_t call = calls.Add(SYS_pkey_mprotect, {0, base::PageSize(), PROT_READ, key});
+      calls[call].new_page_argument = 0;
+      if (key == 1) keys = call;
+    }
     for (uint64_t signal = 1; signal <= kernel::kSignals; ++signal) {
       actions[signal - 1] = calls.AddWithBuffer(SYS_rt_sigaction, {signal, 0, 0, kSignalSetBytes},
                                                 2, sizeof(kernel::SignalAction));
@@ -178,12 +201,19 @@ struct ProcessCalls {
     record.is_child_subreaper = As<int32_t>(answers[subreaper]) != 0 ? 1 : 0;
     record.dumpable = FlagOf(answers[dumpable]);
     record.mm_flags |= record.dumpable;
-    // 3: all but where advised, which is another bit.
+    // 3: all but where advised.
     record.thp_disabled = answers[huge_pages].result == 1 ? 1 : 0;
+    record.thp_disabled_but_advised = answers[huge_pages].result == 3 ? 1 : 0;
     record.mdwe = FlagOf(answers[execute_gain]);
     record.memory_merge_any = FlagOf(answers[merge]);
     record.membarrier_state = MembarrierState(answers[barriers]);
     record.has_ldt = FlagOf(answers[descriptors]) != 0 ? 1 : 0;
+    record.xstate_permissions = As<uint64_t>(answers[xstate]);
+    const uint64_t mask = As<uint64_t>(answers[untag_mask]);
+    record.has_address_tagging = mask != 0 && mask != ~uint64_t{0} ? 1 : 0;
+    for (uint64_t key = 1; key < kProtectionKeys; ++key) {
+      if (answers[keys + key - 1].result == 0) record.protection_keys |= 1u << key;
+    }
     if (answers[locked].result == -EBUSY) {
       const bool present = (As<uint8_t>(answers[resident]) & 1) != 0;
       record.default_vm_flags = kVmLocked | (present ? 0 : kVmLockOnFault);

@@ -173,6 +173,7 @@ absl::Status FillMemoryAddresses(const kernel::ProcessHandle& process,
   extra.set_dumpable_is_suid(record.dumpable == 2);
   extra.set_mdwe_flags(record.mdwe);
   extra.set_thp_disabled(record.thp_disabled != 0);
+  if (record.thp_disabled_but_advised != 0) extra.set_thp_disabled_but_advised(true);
   extra.set_membarrier_registrations(MembarrierRegistrations(record.membarrier_state));
   return absl::OkStatus();
 }

@@ -172,6 +172,7 @@ absl::Status FillThreadAttributes(const kernel::ThreadRecord& record, pid_t tid,
   if (std::string affinity = Affinity(tid); !affinity.empty()) extra.set_cpu_affinity(affinity);
   if (record.io_priority != 0) extra.set_io_priority(record.io_priority);
   extra.set_timer_slack_ns(record.timer_slack);
+  if (record.time_slice != 0) extra.set_time_slice_ns(record.time_slice);
   if (record.reset_on_fork != 0) extra.set_sched_flags(kResetOnForkFlag);
   return absl::OkStatus();
 }

@@ -80,6 +80,7 @@ enum class VmFlag : uint64_t {
   kDroppable = 1ull << 33,         // dp
   kGuard = 1ull << 34,             // gu
   kArchitecture = 1ull << 35,      // ar
+  kPolicy = 1ull << 62,            // mbind(2); not among smaps' letters
   kUnknown = 1ull << 63,           // letters this table does not know
 };
 

@@ -162,6 +162,7 @@ TEST(CaptureTask, AttributesOfProcessAndThread) {
     Require(::prctl(PR_SET_TIMERSLACK, 12345) == 0, "PR_SET_TIMERSLACK");
     Require(::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0, "PR_SET_THP_DISABLE");
     Require(::setpriority(PRIO_PROCESS, 0, 7) == 0, "setpriority");
+    testing::SetTimeSlice(5'000'000);
     struct rlimit limit = {.rlim_cur = 100, .rlim_max = 4000};
     Require(::setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
     cpu_set_t cpus;
@@ -191,6 +192,7 @@ TEST(CaptureTask, AttributesOfProcessAndThread) {
   const auto& extra = state.threads(0).extra();
   EXPECT_EQ(extra.timer_slack_ns(), 12345u);
   EXPECT_EQ(extra.io_priority(), 2u << 13 | 3u);
+  EXPECT_EQ(extra.time_slice_ns(), 5'000'000u);
   ASSERT_GE(extra.cpu_affinity().size(), 8u);
   EXPECT_EQ(extra.cpu_affinity()[0], 2);
   EXPECT_EQ(state.extra().membarrier_registrations(),

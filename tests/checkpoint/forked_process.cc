@@ -62,6 +62,19 @@ void ForkHolder() {
   while (true) ::pause();
 }
 
+void SetTimeSlice(uint64_t nanoseconds) {
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes = {};
+  Require(::syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) == 0, "sched_getattr");
+  attributes.runtime = nanoseconds;
+  Require(::syscall(SYS_sched_setattr, 0, &attributes, 0) == 0, "sched_setattr");
+}
+
 ForkedProcess::ForkedProcess(const Body& set_up, const Body& go_on) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) std::abort();

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
@@ -51,6 +52,9 @@ const proto::FileExtra* ExtraOf(const proto::ProcessState& state, uint32_t fd);
 
 // For use in a child: forks a process that keeps what is open there, until the child dies.
 void ForkHolder();
+
+// For use in a child: asks for slices of CPU time of that length (Linux 6.12).
+void SetTimeSlice(uint64_t nanoseconds);
 
 // For use in a child: ends it with a message when `condition` is false.
 void Require(bool condition, const char* what);

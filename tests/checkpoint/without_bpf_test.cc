@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -136,6 +137,7 @@ void SetEverything() {
   Require(::prctl(PR_SET_KEEPCAPS, 1) == 0, "PR_SET_KEEPCAPS");
   Require(::prctl(PR_SET_DUMPABLE, 0) == 0, "PR_SET_DUMPABLE");
   Require(::setpriority(PRIO_PROCESS, 0, 7) == 0, "setpriority");
+  testing::SetTimeSlice(5'000'000);
   Require(::syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 3) == 0, "ioprio_set");
   Require(::syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0,
           "membarrier");
@@ -165,6 +167,22 @@ TEST(WithoutBpf, TellsTheSameOfAPlainProcessAndOfThreads) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   });
   ExpectSame(Captured(child, kWithBpf), Captured(child, kWithoutBpf));
+}
+
+TEST(WithoutBpf, TellsTheSameOfHugePagesWhereAdvised) {
+  constexpr unsigned long kExceptAdvised = 2;  // PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18
+  const pid_t probe = ::fork();
+  if (probe == 0) ::_exit(::prctl(PR_SET_THP_DISABLE, 1, kExceptAdvised, 0, 0) == 0 ? 0 : 1);
+  int status = 0;
+  ASSERT_EQ(::waitpid(probe, &status, 0), probe);
+  if (status != 0) GTEST_SKIP() << "not known to this kernel";
+  const ForkedProcess child([] {
+    Require(::prctl(PR_SET_THP_DISABLE, 1, kExceptAdvised, 0, 0) == 0, "PR_SET_THP_DISABLE");
+  });
+  const auto with = Captured(child, kWithBpf);
+  EXPECT_TRUE(with.extra().thp_disabled_but_advised());
+  EXPECT_FALSE(with.extra().thp_disabled());
+  ExpectSame(with, Captured(child, kWithoutBpf));
 }
 
 TEST(WithoutBpf, TellsTheSameOfLockedFutureMemory) {

@@ -127,7 +127,14 @@ struct ThreadRecord {
   // credentials.
   __u64 credentials;
   __u32 secure_bits;  // prctl PR_GET_SECUREBITS
+  __u32 has_memory_policy;  // set_mempolicy(2)
+  __u32 has_io_ports;       // ioperm(2), iopl(2)
+  // semop(2) with SEM_UNDO was used: what the kernel keeps to be undone, be it nothing by now
+  __u32 has_semaphore_undo;
+  __u32 has_core_cookie;  // prctl PR_SCHED_CORE
   __u32 reserved;
+  __u64 thread_flags;  // TIF_*
+  __u64 time_slice;    // sched_attr.sched_runtime of a fair policy; 0 where none was asked for
 };
 
 struct ProcessRecord {
@@ -172,7 +179,10 @@ struct ProcessRecord {
   __u32 mdwe;              // prctl PR_SET_MDWE: PR_MDWE_*
   __u32 umask;
   __u32 has_ldt;  // modify_ldt(2) was used
-  __u32 reserved;
+  __u32 thp_disabled_but_advised;  // PR_SET_THP_DISABLE with PR_THP_DISABLE_EXCEPT_ADVISED
+  __u32 protection_keys;           // pkey_alloc(2): key n in bit n
+  __u32 has_address_tagging;       // arch_prctl ARCH_ENABLE_TAGGED_ADDR
+  __u64 xstate_permissions;        // arch_prctl ARCH_GET_XCOMP_PERM
 
   struct SignalAction actions[kSignals];  // signal n at n - 1
 };
@@ -209,7 +219,7 @@ struct VmaRecord {
   __u32 has_file;
   __u32 has_anon_vma;
   __u32 has_anon_name;
-  __u32 reserved;
+  __u32 has_policy;  // mbind(2)
 };
 
 // Events in the life of one process.

@@ -8,6 +8,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 /* mm->flags, include/linux/mm_types.h (6.12 and 6.18 agree on these) */
 #define MMF_DUMPABLE_MASK 3
+#define MMF_DISABLE_THP_EXCEPT_ADVISED 23
 #define MMF_DISABLE_THP 24
 #define MMF_HAS_MDWE 28
 #define MMF_HAS_MDWE_NO_INHERIT 29
@@ -127,6 +128,64 @@ static __always_inline void fill_thread(struct ThreadRecord* out, struct task_st
   out->secure_bits = task->cred->securebits;
 }
 
+/* Threads that share the list (CLONE_SYSVSEM) have one from the start, empty at first. */
+static __always_inline __u32 has_semaphore_undo(struct task_struct* task) {
+  struct sem_undo_list* undo;
+
+  if (!bpf_core_field_exists(task->sysvsem.undo_list)) return 0;
+  undo = BPF_CORE_READ(task, sysvsem.undo_list);
+  if (!undo) return 0;
+  return BPF_CORE_READ(undo, list_proc.next) !=
+         (void*)undo + bpf_core_field_offset(struct sem_undo_list, list_proc);
+}
+
+/* What a task holds that does not move, or only as a default. */
+static __always_inline void fill_refused(struct ThreadRecord* out, struct task_struct* task) {
+  out->thread_flags = task->thread_info.flags;
+  out->has_memory_policy = 0;
+  if (bpf_core_field_exists(task->mempolicy)) out->has_memory_policy = task->mempolicy != 0;
+  out->has_io_ports = 0;
+  if (bpf_core_field_exists(task->thread.io_bitmap))
+    out->has_io_ports = BPF_CORE_READ(task, thread.io_bitmap) != 0;
+  if (bpf_core_field_exists(task->thread.iopl_emul))
+    out->has_io_ports |= BPF_CORE_READ(task, thread.iopl_emul) != 0;
+  out->has_semaphore_undo = has_semaphore_undo(task);
+  out->has_core_cookie = 0;
+  if (bpf_core_field_exists(task->core_cookie)) out->has_core_cookie = task->core_cookie != 0;
+  out->time_slice = 0;
+  if (bpf_core_field_exists(task->se.custom_slice) && BPF_CORE_READ(task, se.custom_slice))
+    out->time_slice = BPF_CORE_READ(task, se.slice);
+}
+
+/* Permissions for extended state belong to the leader (arch/x86/kernel/fpu/xstate.c). */
+static __always_inline __u64 xstate_permissions(struct task_struct* leader) {
+  struct thread_struct___6_15* old = (void*)leader + bpf_core_field_offset(leader->thread);
+  struct fpu* fpu = (void*)leader + bpf_core_type_size(struct task_struct);
+  __u64 permissions = 0;
+
+  if (!bpf_core_field_exists(fpu->perm.__state_perm)) return 0;
+  if (bpf_core_field_exists(old->fpu)) fpu = (void*)old + bpf_core_field_offset(old->fpu);
+  bpf_probe_read_kernel(&permissions, sizeof(permissions),
+                        (void*)fpu + bpf_core_field_offset(fpu->perm.__state_perm));
+  return permissions;
+}
+
+static __always_inline void fill_processor(struct ProcessRecord* out, struct task_struct* task) {
+  struct mm_struct* mm = task->mm;
+
+  out->xstate_permissions = xstate_permissions(task->group_leader);
+  out->protection_keys = 0;
+  if (bpf_core_field_exists(mm->context.pkey_allocation_map)) {
+    __s16 execute_only = BPF_CORE_READ(mm, context.execute_only_pkey);
+
+    out->protection_keys = BPF_CORE_READ(mm, context.pkey_allocation_map) & ~1u;
+    if (execute_only > 0) out->protection_keys &= ~(1u << (execute_only & 15));
+  }
+  out->has_address_tagging = 0;
+  if (bpf_core_field_exists(mm->context.untag_mask))
+    out->has_address_tagging = BPF_CORE_READ(mm, context.untag_mask) + 1 > 1;
+}
+
 /* What depends on how the kernel was configured. */
 static __always_inline void fill_optional(struct ThreadRecord* out, struct task_struct* task) {
   out->seccomp_mode = 0;
@@ -185,6 +244,10 @@ static __always_inline void fill_memory(struct ProcessRecord* out, struct mm_str
   out->mm_flags = flags;
   out->dumpable = flags & MMF_DUMPABLE_MASK;
   out->thp_disabled = (flags >> MMF_DISABLE_THP) & 1;
+  /* The bit came with the bitmap; before, it said something else. */
+  out->thp_disabled_but_advised = 0;
+  if (bpf_core_field_exists(((struct mm_struct___bitmap*)mm)->flags.__mm_flags))
+    out->thp_disabled_but_advised = (flags >> MMF_DISABLE_THP_EXCEPT_ADVISED) & 1;
   out->memory_merge_any = (flags >> MMF_VM_MERGE_ANY) & 1;
   out->mdwe = ((flags >> MMF_HAS_MDWE) & 1) | (((flags >> MMF_HAS_MDWE_NO_INHERIT) & 1) << 1);
 }
@@ -227,6 +290,7 @@ static __always_inline void fill_process(struct ProcessRecord* out, struct task_
   fill_timers(out, signal);
   out->umask = (__u32)task->fs->umask;
   fill_memory(out, task->mm);
+  fill_processor(out, task);
   bpf_probe_read_kernel(out->actions, sizeof(out->actions), task->sighand->action);
 }
 
@@ -328,6 +392,7 @@ int capture_task(struct bpf_iter__task* ctx) {
   }
   fill_thread(&thread, task, reader);
   fill_optional(&thread, task);
+  fill_refused(&thread, task);
   if (bpf_seq_write(seq, &thread, sizeof(thread))) return 0;
   if (describe) described_session = ctx->meta->session_id;
   return 0;

@@ -237,6 +237,7 @@ struct signal_struct {
 
 /* --- memory --------------------------------------------------------------------------------- */
 
+struct mempolicy;
 struct userfaultfd_ctx;
 struct anon_vma;
 struct anon_vma_name;
@@ -255,11 +256,15 @@ struct vm_area_struct {
   unsigned long vm_pgoff;
   struct file* vm_file;
   struct anon_vma_name* anon_name;
+  struct mempolicy* vm_policy;
   struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
 };
 
 typedef struct {
   void* ldt;
+  __u16 pkey_allocation_map;
+  __s16 execute_only_pkey;
+  unsigned long untag_mask;
 } mm_context_t;
 
 struct mm_struct {
@@ -327,7 +332,9 @@ struct cfs_rq {
 };
 
 struct sched_entity {
+  unsigned char custom_slice;
   __u64 exec_start;
+  __u64 slice;
   struct cfs_rq* cfs_rq;
 };
 
@@ -335,6 +342,38 @@ struct thread_info {
   unsigned long flags;
   unsigned long syscall_work;
   __u32 cpu;
+};
+
+struct io_bitmap;
+
+struct thread_struct {
+  struct io_bitmap* io_bitmap;
+  unsigned long iopl_emul;
+};
+
+struct fpu_state_perm {
+  __u64 __state_perm;
+};
+
+struct fpu {
+  struct fpu_state_perm perm;
+};
+
+/* up to 6.15; since then it lies behind its task_struct */
+struct thread_struct___6_15 {
+  struct fpu fpu;
+};
+
+struct list_head {
+  struct list_head* next;
+};
+
+struct sem_undo_list {
+  struct list_head list_proc;
+};
+
+struct sysv_sem {
+  struct sem_undo_list* undo_list;
 };
 
 enum syscall_work_bit { SYSCALL_WORK_BIT_SYSCALL_USER_DISPATCH = 5 };
@@ -388,6 +427,7 @@ struct task_struct {
   int* clear_child_tid;
   __u64 start_boottime;
   char comm[16];
+  struct sysv_sem sysvsem;
   struct fs_struct* fs;
   struct files_struct* files;
   struct io_uring_task* io_uring;
@@ -404,8 +444,11 @@ struct task_struct {
   struct syscall_user_dispatch syscall_dispatch;
   struct io_context* io_context;
   void* robust_list;
+  struct mempolicy* mempolicy;
+  unsigned long core_cookie;
   __u64 timer_slack_ns;
   __u64 default_timer_slack_ns;
+  struct thread_struct thread;
 };
 
 struct bpf_iter__task {

@@ -20,6 +20,7 @@ int capture_vma(struct bpf_iter__task_vma* ctx) {
   record.operations = (__u64)vma->vm_ops;
   record.has_anon_vma = vma->anon_vma != 0;
   if (bpf_core_field_exists(vma->anon_name)) record.has_anon_name = vma->anon_name != 0;
+  if (bpf_core_field_exists(vma->vm_policy)) record.has_policy = vma->vm_policy != 0;
   if (bpf_core_field_exists(vma->vm_userfaultfd_ctx.ctx))
     record.uffd_context = (__u64)vma->vm_userfaultfd_ctx.ctx;
   file = vma->vm_file;

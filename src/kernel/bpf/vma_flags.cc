@@ -71,6 +71,7 @@ VmaFlags FlagsOf(const VmaRecord& vma) {
     if ((vma.vm_flags >> raw.bit & 1) != 0) flags.bits |= static_cast<uint64_t>(raw.flag);
   }
   if ((vma.vm_flags & ~KnownBits()) != 0) flags.bits |= static_cast<uint64_t>(VmFlag::kUnknown);
+  if (vma.has_policy != 0) flags.bits |= static_cast<uint64_t>(VmFlag::kPolicy);
   flags.protection_key = static_cast<int>(vma.vm_flags >> kProtectionKeyShift & kProtectionKeyMask);
   return flags;
 }
