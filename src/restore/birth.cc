@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -62,9 +63,41 @@ void ExecuteImage(const ChildPlan& plan, const char* name) {
   ::syscall(SYS_execveat, plan.image_fd, "", arguments, environment, AT_EMPTY_PATH);
 }
 
+// What the server was started with and a child inherits, but no migrated process has unless it
+// brings it. Where something cannot be undone the target's check has refused (server_check.h).
+void ShedInheritance() {
+  // sched_attr of sched_setattr(2), its first version; glibc 2.36 has none.
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } scheduling = {};
+  constexpr int kIoprioWhoProcess = 1;
+  constexpr unsigned long kSetMemoryMerge = 67;  // PR_SET_MEMORY_MERGE, Linux 6.4
+  static const cpu_set_t all = [] {
+    cpu_set_t cpus;
+    ::memset(&cpus, 0xff, sizeof cpus);
+    return cpus;
+  }();
+  (void)::sched_setaffinity(0, sizeof all, &all);
+  (void)::syscall(SYS_set_mempolicy, 0 /* MPOL_DEFAULT */, nullptr, 0);
+  (void)::syscall(SYS_ioprio_set, kIoprioWhoProcess, 0, 0);
+  if (::syscall(SYS_sched_getattr, 0, &scheduling, sizeof scheduling, 0) == 0 &&
+      scheduling.policy != SCHED_FIFO && scheduling.policy != SCHED_RR) {
+    scheduling.runtime = 0;  // the slice that is the kernel's to choose
+    (void)::syscall(SYS_sched_setattr, 0, &scheduling, 0);
+  }
+  (void)::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+  (void)::prctl(kSetMemoryMerge, 0, 0, 0, 0);
+  (void)::prctl(PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0);
+}
+
 [[noreturn]] void RunLandingChild(ChildPlan& plan) {
   // Ignored signals stay ignored across exec; what is restored starts from the defaults.
   for (int number = 1; number < NSIG; ++number) ::signal(number, SIG_DFL);
+  ShedInheritance();
   if (plan.options->new_session && ::setsid() < 0) SendReportAndExit(plan, Stage::kSession);
   const Report ready;
   if (::send(plan.child_socket, &ready, sizeof(ready), MSG_NOSIGNAL) < 0) ::_exit(1);

@@ -95,6 +95,8 @@ absl::StatusOr<Baseline> ReadBaseline(const LandingProcess& process, bool shell_
   baseline.policy = stat.policy;
   PREDUMP_ASSIGN_OR_RETURN(baseline.personality, kernel::ReadPersonality(process.handle));
   PREDUMP_ASSIGN_OR_RETURN(baseline.oom_score_adj, kernel::ReadOomScoreAdj(process.handle));
+  const auto login = kernel::ReadLoginUid(process.handle);
+  if (login.ok()) baseline.login_uid = *login;
   for (int resource = 0; resource < static_cast<int>(RLIM_NLIMITS); ++resource) {
     if (::prlimit(pid, static_cast<__rlimit_resource>(resource), nullptr,
                   &baseline.limits[static_cast<size_t>(resource)]) != 0) {

@@ -40,6 +40,7 @@ struct Baseline {
   uint32_t policy = 0;
   uint32_t personality = 0;
   int oom_score_adj = 0;
+  uint32_t login_uid = ~0u;  // none
   uint64_t timer_slack_ns = 0;
   uint32_t secure_bits = 0;
   std::string terminal;  // path of the server's controlling terminal; shell jobs only

@@ -26,21 +26,16 @@
 #include "src/images/image_set.h"
 #include "src/kernel/capabilities.h"
 #include "src/kernel/procfs.h"
+#include "src/restore/blockers.h"
 #include "src/restore/limit_names.h"
+#include "src/restore/server_check.h"
 #include "src/restore/socket_address.h"
 
 namespace predump::restore {
 namespace {
 
-using Blockers = std::vector<proto::Blocker>;
-
-void Add(Blockers& blockers, std::string what, std::string reason, std::string advice = "") {
-  proto::Blocker blocker;
-  blocker.set_what(std::move(what));
-  blocker.set_reason(std::move(reason));
-  if (!advice.empty()) blocker.set_advice(std::move(advice));
-  blockers.push_back(std::move(blocker));
-}
+using internal::AddBlocker;
+using internal::Blockers;
 
 // The GNU build-id note's bytes of an ELF file, empty where there is none; all reads are bounded.
 std::string BuildId(int fd) {
@@ -80,22 +75,23 @@ void CheckRegular(const criu::reg_file_entry& file, Blockers& blockers) {
   const std::string what = absl::StrCat("file ", file.name());
   struct stat info;
   if (::stat(file.name().c_str(), &info) != 0) {
-    Add(blockers, what, absl::StrCat("not on the target: ", ::strerror(errno)),
-        "provide the same file at the same path");
+    AddBlocker(blockers, what, absl::StrCat("not on the target: ", ::strerror(errno)),
+               "provide the same file at the same path");
     return;
   }
   if (file.has_mode() && ((file.mode() ^ info.st_mode) & S_IFMT) != 0) {
-    Add(blockers, what, "is of another kind on the target");
+    AddBlocker(blockers, what, "is of another kind on the target");
     return;
   }
   if (file.has_mode() && ((file.mode() ^ info.st_mode) & 07777) != 0) {
-    Add(blockers, what,
-        absl::StrFormat("has mode %04o on the target, %04o at the source", info.st_mode & 07777,
-                        file.mode() & 07777));
+    AddBlocker(blockers, what,
+               absl::StrFormat("has mode %04o on the target, %04o at the source",
+                               info.st_mode & 07777, file.mode() & 07777));
   }
   if (!S_ISREG(info.st_mode)) return;
   if (file.has_size() && file.size() != static_cast<uint64_t>(info.st_size)) {
-    Add(blockers, what,
+    AddBlocker(
+        blockers, what,
         absl::StrCat("has ", info.st_size, " bytes on the target, ", file.size(), " at the source"),
         "copy the file, or share it between the hosts");
     return;
@@ -107,15 +103,16 @@ void CheckRegular(const criu::reg_file_entry& file, Blockers& blockers) {
   std::string have = fd.valid() ? BuildId(fd.get()) : "";
   have.resize((have.size() + 3) & ~size_t{3});  // words
   if (have != wanted) {
-    Add(blockers, what, "is another build on the target (build-id differs)",
-        "install the same version of the program and its libraries");
+    AddBlocker(blockers, what, "is another build on the target (build-id differs)",
+               "install the same version of the program and its libraries");
   }
 }
 
 void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blockers& blockers) {
   if (options.new_pid_namespace) {
     if (begin.pid() == 1) {
-      Add(blockers, "pid 1", "is the init of the namespace the target makes for the process");
+      AddBlocker(blockers, "pid 1",
+                 "is the init of the namespace the target makes for the process");
     }
     return;
   }
@@ -126,8 +123,8 @@ void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blo
     const pid_t pid = static_cast<pid_t>(id);
     const bool task = ::access(absl::StrCat("/proc/", id, "/stat").c_str(), F_OK) == 0;
     if (task || ::getsid(pid) >= 0 || (::kill(-pid, 0) == 0 || errno == EPERM)) {
-      Add(blockers, absl::StrCat("pid ", id), "is taken on the target",
-          "use a page server with --new-pidns");
+      AddBlocker(blockers, absl::StrCat("pid ", id), "is taken on the target",
+                 "use a page server with --new-pidns");
     }
   }
 }
@@ -141,7 +138,7 @@ void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
   const std::string what = absl::StrCat(socket.type() == SOCK_STREAM ? "TCP " : "UDP ",
                                         internal::InetAddressText(socket));
   if (!probe.valid()) {
-    Add(blockers, what, absl::StrCat("no such sockets on the target: ", ::strerror(errno)));
+    AddBlocker(blockers, what, absl::StrCat("no such sockets on the target: ", ::strerror(errno)));
     return;
   }
   const auto set = [&](int level, int option, int value) {
@@ -157,7 +154,7 @@ void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
   // With SO_REUSEADDR only listen(2) tells that somebody listens there already.
   const bool listens = socket.state() != images::kSocketListening || ::listen(probe.get(), 1) == 0;
   if (!bound || !listens) {
-    Add(blockers, what, absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
+    AddBlocker(blockers, what, absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
   }
 }
 
@@ -170,7 +167,8 @@ void CheckUnix(const criu::unix_sk_entry& socket, Blockers& blockers) {
     const std::string address = internal::UnixAddress(socket.name());
     if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
                static_cast<socklen_t>(address.size())) != 0) {
-      Add(blockers, what, absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
+      AddBlocker(blockers, what,
+                 absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
     }
     return;
   }
@@ -178,9 +176,10 @@ void CheckUnix(const criu::unix_sk_entry& socket, Blockers& blockers) {
   const std::string directory = path.substr(0, std::max<size_t>(path.rfind('/'), 1));
   struct stat info;
   if (::lstat(path.c_str(), &info) == 0) {
-    if (!internal::IsStaleSocket(path)) Add(blockers, what, "exists on the target");
+    if (!internal::IsStaleSocket(path)) AddBlocker(blockers, what, "exists on the target");
   } else if (::access(directory.c_str(), W_OK | X_OK) != 0) {
-    Add(blockers, what,
+    AddBlocker(
+        blockers, what,
         absl::StrCat("cannot be made in ", directory, " on the target: ", ::strerror(errno)));
   }
 }
@@ -208,9 +207,9 @@ absl::Status CheckMemory(uint64_t needed_bytes, Blockers& blockers) {
     std::getline(file, unit);
     if (key != "MemAvailable:") continue;
     if (kibibytes * 1024 < needed_bytes) {
-      Add(blockers, "memory",
-          absl::StrCat("the process holds ", needed_bytes >> 20, " MiB, the target has ",
-                       kibibytes >> 10, " MiB available"));
+      AddBlocker(blockers, "memory",
+                 absl::StrCat("the process holds ", needed_bytes >> 20, " MiB, the target has ",
+                              kibibytes >> 10, " MiB available"));
     }
     return absl::OkStatus();
   }
@@ -224,8 +223,8 @@ absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
   const uint64_t have = status.cap_permitted & status.cap_bounding;
   for (const int needed : {CAP_SYS_PTRACE, CAP_SYS_ADMIN}) {
     if ((status.cap_effective & (1ull << needed)) == 0) {
-      Add(blockers, "page server", absl::StrCat("lacks ", internal::CapabilityName(needed)),
-          "run it as root");
+      AddBlocker(blockers, "page server", absl::StrCat("lacks ", internal::CapabilityName(needed)),
+                 "run it as root");
     }
   }
   uint64_t wanted = 0;
@@ -237,8 +236,8 @@ absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
   }
   for (int bit = 0; bit < 64; ++bit) {
     if ((wanted & ~have & (1ull << bit)) != 0) {
-      Add(blockers, "attribute capabilities",
-          absl::StrCat(internal::CapabilityName(bit), " cannot be given on the target"));
+      AddBlocker(blockers, "attribute capabilities",
+                 absl::StrCat(internal::CapabilityName(bit), " cannot be given on the target"));
     }
   }
   if (state.threads_size() == 0) return absl::OkStatus();
@@ -248,10 +247,10 @@ absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
     rlimit ours = {};
     ::getrlimit(static_cast<__rlimit_resource>(i), &ours);
     if (limits.Get(i).max() > ours.rlim_max && !may_raise) {
-      Add(blockers, absl::StrCat("attribute ", internal::LimitName(i)),
-          absl::StrCat("its hard limit ", internal::LimitText(limits.Get(i).max()),
-                       " is above the page server's ", internal::LimitText(ours.rlim_max)),
-          "start the page server with that limit, or with CAP_SYS_RESOURCE");
+      AddBlocker(blockers, absl::StrCat("attribute ", internal::LimitName(i)),
+                 absl::StrCat("its hard limit ", internal::LimitText(limits.Get(i).max()),
+                              " is above the page server's ", internal::LimitText(ours.rlim_max)),
+                 "start the page server with that limit, or with CAP_SYS_RESOURCE");
     }
   }
   return absl::OkStatus();
@@ -266,7 +265,8 @@ void CheckKernel(const proto::Begin& begin, Blockers& blockers) {
   for (const kernel::Capability capability : needed) {
     const auto result = kernel::Probe(capability);
     if (result.ok() && !result->available) {
-      Add(blockers, "target kernel", absl::StrCat("lacks ", result->name, ": ", result->reason));
+      AddBlocker(blockers, "target kernel",
+                 absl::StrCat("lacks ", result->name, ": ", result->reason));
     }
   }
 }
@@ -292,15 +292,16 @@ absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begi
   PREDUMP_RETURN_IF_ERROR(CheckMemory(begin.memory_bytes(), blockers));
   if (!options.cgroup_path.empty() &&
       ::access(absl::StrCat(options.cgroup_path, "/cgroup.procs").c_str(), W_OK) != 0) {
-    Add(blockers, absl::StrCat("cgroup ", options.cgroup_path), ::strerror(errno));
+    AddBlocker(blockers, absl::StrCat("cgroup ", options.cgroup_path), ::strerror(errno));
   }
   CheckSockets(begin.preview(), blockers);
   PREDUMP_RETURN_IF_ERROR(CheckRights(begin.preview(), blockers));
+  PREDUMP_RETURN_IF_ERROR(internal::FindServerBlockers(begin.preview(), blockers));
   const auto& files = begin.preview().files();
   if (!options.shell_job &&
       std::any_of(files.begin(), files.end(), [](const auto& file) { return file.has_tty(); })) {
-    Add(blockers, "terminal", "the page server has no terminal for the process",
-        "run it in the foreground of one, with --shell-job");
+    AddBlocker(blockers, "terminal", "the page server has no terminal for the process",
+               "run it in the foreground of one, with --shell-job");
   }
   return blockers;
 }

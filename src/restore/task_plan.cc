@@ -26,7 +26,8 @@
 namespace predump::restore::internal {
 namespace {
 
-constexpr int kSetMdwe = 65;  // PR_SET_MDWE, Linux 6.3
+constexpr int kSetMdwe = 65;          // PR_SET_MDWE, Linux 6.3
+constexpr int kThpExceptAdvised = 2;  // PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18
 constexpr size_t kSiginfoBytes = 128;
 
 // CLONE_* of a thread as pthread_create makes it, attached to our tracer from birth.
@@ -98,6 +99,7 @@ void TaskPlan::AddDescriptorRoom(CallPlan& plan, int highest) const {
 }
 
 void TaskPlan::AddEarly(CallPlan& plan) const {
+  AddLoginId(plan);
   uint64_t registrations = state_.extra().membarrier_registrations();
   if (registrations == 0) registrations = task().membarrier_registration_mask();
   for (int bit = 0; bit < 31; ++bit) {
@@ -113,6 +115,18 @@ void TaskPlan::AddEarly(CallPlan& plan) const {
   // Sockets remember who made them and who listened; files, who opened them.
   const criu::thread_core_entry& leader = state_.threads(0).core().thread_core();
   if (leader.has_creds() && !SameCredentials(leader.creds())) AddIds(plan, leader.creds());
+}
+
+// A process can only give itself one; threads have their maker's.
+void TaskPlan::AddLoginId(CallPlan& plan) const {
+  if (!task().has_loginuid() || task().loginuid() == process_.baseline.login_uid) return;
+  const std::string what = absl::StrCat("login uid ", task().loginuid());
+  const std::string text = absl::StrCat(task().loginuid());
+  // No descriptor is open yet.
+  plan.Expect(plan.Call(SYS_open, {plan.String("/proc/self/loginuid"), O_WRONLY, 0}, what), 0);
+  plan.Expect(plan.Call(SYS_write, {0, plan.Bytes(text), uint64_t{text.size()}}, what),
+              static_cast<int64_t>(text.size()));
+  plan.Call(SYS_close, {0}, what);
 }
 
 void TaskPlan::AddThreads(CallPlan& plan) const {
@@ -153,7 +167,10 @@ void TaskPlan::AddProcess(CallPlan& plan) const {
               absl::StrCat("root directory ", root->name()));
   }
   if (task().child_subreaper()) plan.Call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1}, "subreaper");
-  if (extra.thp_disabled() || state_.mm().thp_disabled()) {
+  if (extra.thp_disabled_but_advised()) {
+    plan.Call(SYS_prctl, {PR_SET_THP_DISABLE, 1, kThpExceptAdvised, 0, 0},
+              "huge pages only where advised");
+  } else if (extra.thp_disabled() || state_.mm().thp_disabled()) {
     plan.Call(SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0}, "no huge pages");
   }
   if (extra.mdwe_flags() != 0) {
@@ -310,6 +327,22 @@ void TaskPlan::AddScheduling(CallPlan& plan, const proto::ThreadState& thread) c
     const int policy = static_cast<int>(core.sched_policy()) | (reset ? SCHED_RESET_ON_FORK : 0);
     plan.Call(SYS_sched_setscheduler, {0, policy, plan.Struct(parameters)},
               absl::StrCat("scheduling policy ", core.sched_policy(), of_thread));
+  }
+  if (extra.time_slice_ns() != 0) {
+    // sched_attr of sched_setattr(2), its first version.
+    struct {
+      uint32_t size, policy;
+      uint64_t flags;
+      int32_t nice;
+      uint32_t priority;
+      uint64_t runtime, deadline, period;
+    } attributes = {};
+    attributes.size = sizeof attributes;
+    attributes.policy = core.sched_policy();
+    attributes.flags = reset ? kFlagResetOnFork : 0;
+    attributes.nice = core.sched_nice();
+    attributes.runtime = extra.time_slice_ns();
+    plan.Call(SYS_sched_setattr, {0, plan.Struct(attributes), 0}, "time slice" + of_thread);
   }
   if (!extra.cpu_affinity().empty() && extra.cpu_affinity() != baseline.cpu_affinity) {
     plan.Call(SYS_sched_setaffinity,

@@ -44,6 +44,7 @@ class TaskPlan {
 
  private:
   const criu::task_core_entry& task() const { return state_.threads(0).core().tc(); }
+  void AddLoginId(CallPlan& plan) const;
   void AddSignalActions(CallPlan& plan) const;
   void AddTimers(CallPlan& plan) const;
   void AddIds(CallPlan& plan, const criu::creds_entry& creds) const;

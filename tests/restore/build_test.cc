@@ -2,6 +2,7 @@
 // nothing.
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
@@ -13,6 +14,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -477,6 +479,29 @@ TEST_F(BuildTest, AProcessParkedByADyingServerNeedsOnlyAWakeUp) {
   EXPECT_TRUE(Beats(0));
 }
 
+// ---- attributes
+
+struct SchedAttributes {  // sched_attr of sched_getattr(2), its first version
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+};
+
+uint64_t TimeSlice(pid_t pid) {
+  SchedAttributes attributes = {};
+  EXPECT_EQ(::syscall(SYS_sched_getattr, pid, &attributes, sizeof attributes, 0), 0);
+  return attributes.runtime;
+}
+
+void SetTimeSlice(uint64_t nanoseconds) {
+  SchedAttributes attributes = {};
+  EXPECT_EQ(::syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0), 0);
+  attributes.runtime = nanoseconds;
+  EXPECT_EQ(::syscall(SYS_sched_setattr, 0, &attributes, 0), 0);
+}
+
 // ---- descriptors
 
 criu::sk_opts_entry SocketOptions() {
@@ -848,6 +873,60 @@ TEST_F(BuildTest, AttributesOfTheProcessComeBack) {
   cpu_set_t cpus;
   ASSERT_EQ(::sched_getaffinity(built_pid_, sizeof(cpus), &cpus), 0);
   EXPECT_EQ(CPU_COUNT(&cpus), 1);
+}
+
+// A page server is started by whatever somebody thought good for it; what it makes has what it had.
+TEST_F(BuildTest, NothingOfTheServerIsInherited) {
+  // In a thread of its own: most of it belongs to one.
+  absl::Status built;
+  std::thread([&] {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(0, &one);
+    const unsigned long node = 1;
+    ASSERT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+    ASSERT_EQ(::syscall(SYS_ioprio_set, 1, 0, 3 << 13), 0);
+    ASSERT_EQ(::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), 0);
+    (void)::syscall(SYS_set_mempolicy, MPOL_BIND, &node, 64);  // where there is NUMA
+    SetTimeSlice(7'000'000);
+    ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+    ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+    for (auto& thread : *state_.mutable_threads()) thread.mutable_extra()->clear_cpu_affinity();
+    state_.mutable_extra()->clear_thp_disabled();
+    state_.mutable_mm()->clear_thp_disabled();
+    built = Build();
+    if (built.ok()) built = Release();
+  }).join();
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(built.ok()) << built;
+  cpu_set_t cpus;
+  ASSERT_EQ(::sched_getaffinity(built_pid_, sizeof cpus, &cpus), 0);
+  EXPECT_EQ(CPU_COUNT(&cpus), ::get_nprocs());
+  EXPECT_EQ(::syscall(SYS_ioprio_get, 1, built_pid_) >> 13, 0);
+  EXPECT_EQ(TimeSlice(built_pid_), TimeSlice(0));
+  EXPECT_TRUE(kernel::ReadStatus(Process())->thp_enabled);
+  const auto policies = kernel::ReadProcFile(Process(), "numa_maps");
+  if (policies.ok()) {
+    EXPECT_THAT(*policies, ::testing::Not(HasSubstr("bind")));
+  }
+}
+
+TEST_F(BuildTest, TimeSliceLoginUidAndHugePagesComeBack) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  state_.mutable_threads(0)->mutable_extra()->set_time_slice_ns(5'000'000);
+  state_.mutable_extra()->set_thp_disabled(true);
+  const auto login = kernel::ReadLoginUid(*kernel::ProcessHandle::Open(::getpid()));
+  // Somebody who has logged in stays who he is; nobody can become somebody.
+  const bool may_log_in = login.ok() && *login == ~0u;
+  criu::task_core_entry& task = *state_.mutable_threads(0)->mutable_core()->mutable_tc();
+  if (may_log_in) task.set_loginuid(4242);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  EXPECT_EQ(TimeSlice(landing_pid_), 5'000'000u);
+  EXPECT_FALSE(kernel::ReadStatus(Process())->thp_enabled);
+  if (may_log_in) {
+    EXPECT_EQ(*kernel::ReadLoginUid(Process()), 4242u);
+  }
 }
 
 // ---- failures

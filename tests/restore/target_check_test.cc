@@ -3,13 +3,21 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <linux/securebits.h>
 #include <netinet/in.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "src/base/unique_fd.h"
@@ -115,6 +123,96 @@ TEST(TargetCheckTest, MemoryLimitsCapabilitiesAndCgroupAreNamed) {
   EXPECT_THAT(found, Contains(HasSubstr("MiB available")));
   EXPECT_THAT(found, Contains(HasSubstr("capability 63")));
   EXPECT_THAT(found, Contains(HasSubstr("cgroup /sys/fs/cgroup/predump-none")));
+}
+
+// The texts of Find in a child that is what `become` makes of it.
+std::string FindAs(void (*become)(), const proto::Begin& begin) {
+  int ends[2];
+  EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    become();
+    const std::string text = absl::StrJoin(Find(begin), "\n");
+    ::_exit(::write(ends[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0
+                                                                                            : 1);
+  }
+  ::close(ends[1]);
+  std::string text;
+  char part[4096];
+  for (ssize_t n; (n = ::read(ends[0], part, sizeof part)) > 0;) {
+    text.append(part, static_cast<size_t>(n));
+  }
+  ::close(ends[0]);
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  return text;
+}
+
+void Check(bool done) {
+  if (!done) ::_exit(2);
+}
+
+proto::Begin WithThread() {
+  proto::Begin begin = FreePid();
+  criu::core_entry& core = *begin.mutable_preview()->add_threads()->mutable_core();
+  core.mutable_thread_core()->mutable_creds()->set_secbits(0);
+  core.mutable_tc()->set_loginuid(~0u);
+  return begin;
+}
+
+TEST(TargetCheckTest, AServerUnderSeccompMakesNoProcesses) {
+  const std::string found = FindAs(
+      [] {
+        struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        struct sock_fprog program = {.len = 1, .filter = &allow};
+        Check(::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0);
+      },
+      WithThread());
+  EXPECT_THAT(found, HasSubstr("page server: runs under seccomp"));
+}
+
+TEST(TargetCheckTest, NoNewPrivilegesOfTheServerAreForThoseThatHaveThem) {
+  const auto become = [] { Check(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0); };
+  proto::Begin begin = WithThread();
+  EXPECT_THAT(FindAs(become, begin), HasSubstr("page server: has no_new_privs"));
+  begin.mutable_preview()
+      ->mutable_threads(0)
+      ->mutable_core()
+      ->mutable_thread_core()
+      ->mutable_creds()
+      ->set_no_new_privs(1);
+  EXPECT_EQ(FindAs(become, begin), "");
+}
+
+TEST(TargetCheckTest, WhatTheServerCannotShedIsNamed) {
+  EXPECT_THAT(
+      FindAs([] { Check(::prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED) == 0); }, WithThread()),
+      HasSubstr("page server: its secure bits (0x2) are locked"));
+  constexpr int kSetMdwe = 65;  // PR_SET_MDWE, Linux 6.3
+  EXPECT_THAT(FindAs([] { Check(::prctl(kSetMdwe, 1, 0, 0, 0) == 0); }, WithThread()),
+              HasSubstr("page server: may not make memory executable"));
+}
+
+TEST(TargetCheckTest, ALoginUidThatCannotBeGivenIsNamed) {
+  if (::access("/proc/self/loginuid", F_OK) != 0) GTEST_SKIP() << "no audit in this kernel";
+  const auto log_in = [] {
+    const int fd = ::open("/proc/self/loginuid", O_WRONLY);
+    Check(::write(fd, "4242", 4) == 4 && ::close(fd) == 0);
+    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[2];
+    Check(::syscall(SYS_capget, &header, data) == 0);
+    data[0].effective &= ~(1u << CAP_AUDIT_CONTROL);
+    Check(::syscall(SYS_capset, &header, data) == 0);
+  };
+  proto::Begin begin = WithThread();
+  criu::task_core_entry& task =
+      *begin.mutable_preview()->mutable_threads(0)->mutable_core()->mutable_tc();
+  EXPECT_THAT(FindAs(log_in, begin),
+              HasSubstr("attribute login uid: none cannot be given on the target, where the page "
+                        "server's is 4242"));
+  task.set_loginuid(4242);
+  EXPECT_EQ(FindAs(log_in, begin), "");
 }
 
 TEST(TargetCheckTest, TerminalsNeedOneHere) {
