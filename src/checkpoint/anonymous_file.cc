@@ -1,6 +1,7 @@
 #include "src/checkpoint/anonymous_file.h"
 
 #include <linux/kcmp.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "src/base/clock.h"
 #include "src/base/errors.h"
+#include "src/images/image_constants.h"
 #include "src/kernel/procfs.h"
 
 namespace predump::checkpoint {
@@ -167,6 +169,17 @@ absl::StatusOr<bool> EpollWatches(const FileContext& context, int epoll_fd, uint
   return order == 0;
 }
 
+// Whether poll(2) has anything to tell about a descriptor, to whoever asks.
+bool HasNews(const FileContext& context, uint32_t fd) {
+  for (const Descriptor& descriptor : context.descriptors) {
+    if (static_cast<uint32_t>(descriptor.fd) != fd) continue;
+    if (descriptor.link == "anon_inode:[signalfd]") return false;  // tells each its own signals
+    struct pollfd look = {.fd = descriptor.duplicate.get(), .events = ~0, .revents = 0};
+    return ::poll(&look, 1, 0) == 1;
+  }
+  return false;
+}
+
 struct RefusedKind {
   absl::string_view prefix;
   const char* reason;
@@ -218,7 +231,7 @@ absl::StatusOr<uint32_t> AddAnonymousFile(FileContext& context, const Descriptor
   return 0;
 }
 
-absl::Status RefuseStaleEpollEntries(FileContext& context) {
+absl::Status RefuseEpollEntries(FileContext& context) {
   for (size_t i = 0; i < context.descriptors.size(); ++i) {
     const Descriptor& descriptor = context.descriptors[i];
     if (descriptor.shares_with != i || descriptor.link != "anon_inode:[eventpoll]" ||
@@ -237,6 +250,13 @@ absl::Status RefuseStaleEpollEntries(FileContext& context) {
             descriptor.name(),
             absl::StrCat("epoll watches a file that fd ", entry.tfd(), " no longer is"),
             "the program closed a descriptor of which it keeps a duplicate");
+      } else if (images::HasFired(entry.events()) && !HasNews(context, entry.tfd())) {
+        context.blockers.Add(
+            descriptor.name(),
+            absl::StrCat(
+                "an epoll entry has fired (EPOLLONESHOT), and nothing is to be had from fd ",
+                entry.tfd(), " now"),
+            "try again: the program is at work on it");
       }
     }
   }

@@ -27,9 +27,11 @@ absl::StatusOr<EpollEntry> ParseEpollEntry(absl::string_view value);
 // blocker where that kind does not move.
 absl::StatusOr<uint32_t> AddAnonymousFile(FileContext& context, const Descriptor& descriptor);
 
-// Refuses epoll entries that watch a file the descriptor of that number no longer is (closed while
-// a duplicate lives on, or replaced): epoll_ctl(2) could not make them anew.
-absl::Status RefuseStaleEpollEntries(FileContext& context);
+// Refuses epoll entries that epoll_ctl(2) could not make anew: those that watch a file the
+// descriptor of that number no longer is (closed while a duplicate lives on, or replaced), and
+// one-shot entries that have fired for a file with nothing to tell now, which would have to fire
+// again.
+absl::Status RefuseEpollEntries(FileContext& context);
 
 }  // namespace predump::checkpoint
 

@@ -243,7 +243,7 @@ absl::Status FillFiles(FileContext& context) {
   }
   PREDUMP_RETURN_IF_ERROR(FillPipes(context));
   PREDUMP_RETURN_IF_ERROR(FillUnixQueues(context));
-  return RefuseStaleEpollEntries(context);
+  return RefuseEpollEntries(context);
 }
 
 }  // namespace predump::checkpoint

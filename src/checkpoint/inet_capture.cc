@@ -2,6 +2,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -98,6 +99,13 @@ absl::StatusOr<uint32_t> AddClosed(FileContext& context, const Descriptor& descr
   return id;
 }
 
+// A socket whose connection is over (a reset, an end from both sides) is in the same state as a new
+// one, but there is an end, or an error, to be read from it.
+bool WasConnected(int socket) {
+  struct pollfd look = {.fd = socket, .events = POLLIN | POLLRDHUP, .revents = 0};
+  return ::poll(&look, 1, 0) == 1 && (look.revents & (POLLIN | POLLRDHUP | POLLERR)) != 0;
+}
+
 absl::StatusOr<uint32_t> AddTcp(FileContext& context, const Descriptor& descriptor,
                                 const SocketKind& kind) {
   struct tcp_info info = {};
@@ -106,9 +114,13 @@ absl::StatusOr<uint32_t> AddTcp(FileContext& context, const Descriptor& descript
     return base::ErrnoError(errno, "TCP_INFO of ", descriptor.name());
   }
   const uint32_t state = info.tcpi_state;
-  if (state != images::kSocketListening && state != images::kSocketClosed) {
+  const bool was_connected =
+      state == images::kSocketClosed && WasConnected(descriptor.duplicate.get());
+  if (was_connected || (state != images::kSocketListening && state != images::kSocketClosed)) {
     if (context.options.tcp_close) return AddClosed(context, descriptor, kind);
-    context.blockers.Add(descriptor.name(), "an established TCP connection",
+    context.blockers.Add(descriptor.name(),
+                         was_connected ? "a TCP connection that has ended, but not for its reader"
+                                       : "an established TCP connection",
                          "--tcp-close lets the process find it closed at the target");
     return 0;
   }

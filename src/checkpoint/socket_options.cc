@@ -29,11 +29,11 @@ struct RawOption {
 constexpr RawOption kSocketLevel[] = {
     {SOL_SOCKET, SO_TIMESTAMP_OLD},    {SOL_SOCKET, SO_TIMESTAMPNS_OLD},
     {SOL_SOCKET, SO_TIMESTAMPING_OLD}, {SOL_SOCKET, SO_RXQ_OVFL},
-    {SOL_SOCKET, SO_PEEK_OFF},         {SOL_SOCKET, SO_SELECT_ERR_QUEUE},
-    {SOL_SOCKET, SO_BUSY_POLL},        {SOL_SOCKET, SO_MAX_PACING_RATE},
-    {SOL_SOCKET, SO_ZEROCOPY},         {SOL_SOCKET, SO_TXREHASH},
-    {SOL_SOCKET, SO_RCVMARK},          {SOL_SOCKET, SO_PREFER_BUSY_POLL},
-    {SOL_SOCKET, SO_TIMESTAMP_NEW},    {SOL_SOCKET, SO_TIMESTAMPNS_NEW},
+    {SOL_SOCKET, SO_SELECT_ERR_QUEUE}, {SOL_SOCKET, SO_BUSY_POLL},
+    {SOL_SOCKET, SO_MAX_PACING_RATE},  {SOL_SOCKET, SO_ZEROCOPY},
+    {SOL_SOCKET, SO_TXREHASH},         {SOL_SOCKET, SO_RCVMARK},
+    {SOL_SOCKET, SO_PREFER_BUSY_POLL}, {SOL_SOCKET, SO_TIMESTAMP_NEW},
+    {SOL_SOCKET, SO_TIMESTAMPNS_NEW},
 };
 constexpr RawOption kIp[] = {
     {IPPROTO_IP, IP_OPTIONS},
@@ -228,6 +228,10 @@ std::optional<std::string> WhyAttachmentsStay(int socket, const SocketKind& kind
   const int answer = ::getsockopt(socket, SOL_SOCKET, SO_ATTACH_FILTER, nullptr, &instructions);
   if ((answer == 0 && instructions > 0) || (answer != 0 && errno == EACCES)) {
     return "a packet filter is attached (SO_ATTACH_FILTER)";
+  }
+  // Reading its queue would move the offset, which the process could see.
+  if (IntOr(socket, SOL_SOCKET, SO_PEEK_OFF, -1) >= 0) {
+    return "peeks at an offset of its own (SO_PEEK_OFF)";
   }
   if (kind.type == SOCK_STREAM && kind.family != AF_UNIX &&
       ReadRaw(socket, {IPPROTO_TCP, TCP_ULP}).find_first_not_of('\0') != std::string::npos) {

@@ -41,6 +41,12 @@ inline constexpr size_t kXmmWords = 64;
 inline constexpr uint64_t kUserSpaceEnd = 0x7ffffffff000;
 inline constexpr uint64_t kPageBytes = 4096;
 
+// Bits of an epoll entry that are no events (EP_PRIVATE_BITS of fs/eventpoll.c). One that has
+// nothing else has fired (EPOLLONESHOT), and says nothing until it is asked for again: not even the
+// errors and hang-ups that every other entry is given unasked.
+inline constexpr uint32_t kEpollModes = 0xf0000000;
+inline constexpr bool HasFired(uint32_t epoll_events) { return (epoll_events & ~kEpollModes) == 0; }
+
 }  // namespace predump::images
 
 #endif  // PREDUMP_IMAGES_IMAGE_CONSTANTS_H_

@@ -143,7 +143,7 @@ absl::StatusOr<CallPlan> Builder::PlanLeader() {
                  static_cast<size_t>(state_.threads_size()) +
                  static_cast<size_t>(state_.threads(0).core().tc().signals_s().signals_size()) +
                  TaskPlan::ThreadCalls(state_.threads(0));
-  for (const auto& file : state_.files()) calls += static_cast<size_t>(file.epfd().tfd_size());
+  for (const auto& file : state_.files()) calls += 2 * static_cast<size_t>(file.epfd().tfd_size());
   for (const auto& pipe : state_.pipes()) calls += static_cast<size_t>(pipe.packet_bytes_size());
   for (const auto& extra : state_.file_extras()) {
     calls += static_cast<size_t>(extra.socket_options_size());

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
+#include "src/images/image_constants.h"
 #include "src/restore/socket_plan.h"
 #include "src/restore/timer_value.h"
 
@@ -235,7 +236,22 @@ void FilePlan::AddTimerfd(const criu::file_entry& file) {
 
 void FilePlan::AddEpollMembers(const criu::file_entry& file) {
   const int epoll = static_cast<int>(Descriptors(file.id()).front()->fd());
+  // Those that have fired come first, while nothing else can be reported: each is made to fire.
+  constexpr uint32_t kAnything = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDNORM | EPOLLRDBAND |
+                                 EPOLLWRNORM | EPOLLWRBAND | EPOLLMSG | EPOLLRDHUP;
   for (const auto& entry : file.epfd().tfd()) {
+    if (!images::HasFired(entry.events())) continue;
+    epoll_event event = {};
+    event.events = entry.events() | EPOLLONESHOT | kAnything;
+    event.data.u64 = entry.data();
+    const std::string what = absl::StrCat("watch fd ", entry.tfd(), " by the epoll of fd ", epoll);
+    plan_.Call(SYS_epoll_ctl, {epoll, EPOLL_CTL_ADD, uint64_t{entry.tfd()}, plan_.Struct(event)},
+               what);
+    plan_.Expect(plan_.Call(SYS_epoll_wait, {epoll, plan_.Room(sizeof(epoll_event)), 1, 0}, what),
+                 1);
+  }
+  for (const auto& entry : file.epfd().tfd()) {
+    if (images::HasFired(entry.events())) continue;
     epoll_event event = {};
     event.events = entry.events();
     event.data.u64 = entry.data();

@@ -160,7 +160,23 @@ INSTANTIATE_TEST_SUITE_P(
                ::dup2(11, 12);
                ::close(11);
              },
-             "fd 10: epoll watches a file that fd 11 no longer is"}),
+             "fd 10: epoll watches a file that fd 11 no longer is"},
+        Case{
+            "EpollEntryThatHasFired",
+            [] {
+              int pipe[2];
+              Require(::pipe(pipe) == 0, "pipe");
+              Place(pipe[0], 11);
+              Place(pipe[1], 12);
+              Place(::epoll_create1(0), 10);
+              struct epoll_event event = {.events = EPOLLIN | EPOLLONESHOT, .data = {}};
+              Require(::epoll_ctl(10, EPOLL_CTL_ADD, 11, &event) == 0, "epoll_ctl");
+              char byte = 0;
+              Require(::write(12, &byte, 1) == 1, "write");
+              Require(::epoll_wait(10, &event, 1, 0) == 1, "epoll_wait");
+              Require(::read(11, &byte, 1) == 1, "read");
+            },
+            "fd 10: an epoll entry has fired (EPOLLONESHOT), and nothing is to be had from fd 11"}),
     [](const auto& test) { return test.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
@@ -180,6 +196,37 @@ INSTANTIATE_TEST_SUITE_P(
                    "SO_ATTACH_FILTER");
              },
              "fd 10: a packet filter is attached"},
+        Case{"PeekOffset",
+             [] {
+               int pair[2];
+               Require(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0, "socketpair");
+               Place(pair[0], 10);
+               Place(pair[1], 11);
+               const int offset = 0;
+               Require(::setsockopt(10, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset) == 0,
+                       "SO_PEEK_OFF");
+             },
+             "fd 10: peeks at an offset of its own"},
+        Case{"ResetConnection",
+             [] {
+               Place(::socket(AF_INET, SOCK_STREAM, 0), 12);
+               sockaddr_in address = {};
+               address.sin_family = AF_INET;
+               address.sin_addr.s_addr = ::inet_addr("127.0.0.1");
+               auto* generic = reinterpret_cast<sockaddr*>(&address);
+               Require(::bind(12, generic, sizeof address) == 0 && ::listen(12, 5) == 0, "listen");
+               socklen_t length = sizeof address;
+               ::getsockname(12, generic, &length);
+               Place(::socket(AF_INET, SOCK_STREAM, 0), 10);
+               Require(::connect(10, generic, sizeof address) == 0, "connect");
+               Place(::accept(12, nullptr, nullptr), 11);
+               const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+               Require(::setsockopt(11, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0,
+                       "SO_LINGER");
+               ::close(11);
+               ::close(12);
+             },
+             "fd 10: a TCP connection that has ended, but not for its reader"},
         Case{"WaitingConnection",
              [] {
                Place(::socket(AF_INET, SOCK_STREAM, 0), 10);

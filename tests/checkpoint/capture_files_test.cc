@@ -427,5 +427,25 @@ TEST(CaptureFiles, EstablishedTcpBecomesClosedOnRequest) {
   EXPECT_EQ(FileOf(state, 21).isk().state(), images::kSocketClosed);
 }
 
+TEST(CaptureFiles, ResetTcpIsClosedOnRequestAndNoNewSocket) {
+  const ForkedProcess child([] {
+    Place(::socket(AF_INET, SOCK_STREAM, 0), 20);  // new, and stays so
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = ::inet_addr("127.0.0.1");
+    Place(::socket(AF_INET, SOCK_STREAM, 0), 22);
+    Require(::bind(22, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0, "bind");
+    Require(::listen(22, 5) == 0, "listen");
+    socklen_t length = sizeof address;
+    ::getsockname(22, reinterpret_cast<sockaddr*>(&address), &length);
+    Place(::socket(AF_INET, SOCK_STREAM, 0), 21);
+    Require(::connect(21, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0, "connect");
+    ::close(22);  // resets what waits in it
+  });
+  const auto state = Captured(child, {.tcp_close = true});
+  EXPECT_TRUE(ExtraOf(state, 21)->tcp_closed());
+  EXPECT_FALSE(ExtraOf(state, 20)->tcp_closed());
+}
+
 }  // namespace
 }  // namespace predump::checkpoint

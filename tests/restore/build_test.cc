@@ -745,6 +745,44 @@ TEST_F(BuildTest, EventTimerSignalAndPollDescriptorsComeBack) {
   EXPECT_EQ(watched, 2);
 }
 
+// What a thread took from epoll_wait(2) is its own until it asks for more: also when the other end
+// hangs up meanwhile.
+TEST_F(BuildTest, AOneShotEntryThatHasFiredStaysSilent) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  criu::file_entry left = UnixSocket(300, images::kSocketEstablished, 301);
+  criu::file_entry right = UnixSocket(301, images::kSocketEstablished, 300);
+  right.mutable_usk()->set_shutdown(criu::BOTH);
+  AddDescriptor(state_, 3, left);
+  AddDescriptor(state_, 4, right);
+  criu::file_entry event;
+  event.set_type(criu::EVENTFD);
+  event.mutable_efd()->set_flags(O_RDWR);
+  event.mutable_efd()->set_counter(1);
+  AddDescriptor(state_, 5, event);
+  criu::file_entry poll;
+  poll.set_type(criu::EVENTPOLL);
+  poll.mutable_epfd()->set_flags(O_RDWR);
+  for (const uint32_t watched : {5u, 3u, 4u}) {
+    auto* entry = poll.mutable_epfd()->add_tfd();
+    entry->set_id(0);
+    entry->set_tfd(watched);
+    entry->set_events(watched == 5 ? EPOLLIN | EPOLLERR | EPOLLHUP : EPOLLONESHOT);
+    entry->set_data(watched);
+  }
+  AddDescriptor(state_, 6, poll);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  epoll_event ready[4];
+  ASSERT_EQ(::epoll_wait(Descriptor(6).get(), ready, 4, 0), 1);
+  EXPECT_EQ(ready[0].data.u64, 5u);
+  const auto info = kernel::ReadFdInfo(Process(), 6);
+  int fired = 0;
+  for (const auto& [key, text] : info->lines) {
+    if (key == "tfd" && text.find("events: 40000000 data:") != std::string::npos) ++fired;
+  }
+  EXPECT_EQ(fired, 2);
+}
+
 TEST_F(BuildTest, SocketsListenAreBoundAndHoldWhatWasQueued) {
   ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
   const uint32_t tcp_port = FreePort(SOCK_STREAM);
