@@ -187,6 +187,7 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
                       .files = files,
                       .state = state,
                       .blockers = blockers,
+                      .fresh_options = {},
                       .descriptors = {},
                       .file_ids = {}};
   PREDUMP_RETURN_IF_ERROR(FillFiles(context));

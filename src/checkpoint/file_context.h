@@ -16,6 +16,7 @@
 #include "src/checkpoint/descriptor.h"
 #include "src/checkpoint/file_registry.h"
 #include "src/checkpoint/socket_diag.h"
+#include "src/checkpoint/socket_options.h"
 #include "src/kernel/process.h"
 
 namespace predump::checkpoint {
@@ -32,6 +33,7 @@ struct FileContext {
   proto::ProcessState& state;
   BlockerList& blockers;
 
+  FreshOptions fresh_options = {};
   std::vector<Descriptor> descriptors;
   // File id by index of the first descriptor of each description; 0: refused.
   std::vector<uint32_t> file_ids;

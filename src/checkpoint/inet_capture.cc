@@ -77,14 +77,17 @@ criu::inet_sk_entry& StartInet(criu::file_entry& entry, const Descriptor& descri
 }
 
 absl::StatusOr<uint32_t> Finish(FileContext& context, const Descriptor& descriptor,
-                                const SocketKind& kind, criu::file_entry entry) {
+                                const SocketKind& kind, criu::file_entry entry,
+                                bool was_connected) {
   const int socket = descriptor.duplicate.get();
   PREDUMP_RETURN_IF_ERROR(FillCommonOptions(socket, *entry.mutable_isk()->mutable_opts()));
   PREDUMP_RETURN_IF_ERROR(FillInetOptions(socket, kind, *entry.mutable_isk()));
+  const uint32_t state = entry.isk().state();
   const uint32_t id = context.files.builder().AddFile(std::move(entry));
   proto::FileExtra& extra = context.files.builder().Extra(id);
   extra.set_inode(descriptor.stat.st_ino);
-  PREDUMP_RETURN_IF_ERROR(CompareWithFresh(socket, kind, extra));
+  if (was_connected) extra.set_tcp_closed(true);
+  FillOtherOptions(socket, context.fresh_options, kind, state, extra);
   return id;
 }
 
@@ -94,9 +97,7 @@ absl::StatusOr<uint32_t> AddClosed(FileContext& context, const Descriptor& descr
   criu::file_entry entry;
   auto& body = StartInet(entry, descriptor, kind, images::kSocketClosed);
   FillAddresses(descriptor.duplicate.get(), true, body);
-  PREDUMP_ASSIGN_OR_RETURN(const uint32_t id, Finish(context, descriptor, kind, std::move(entry)));
-  context.files.builder().Extra(id).set_tcp_closed(true);
-  return id;
+  return Finish(context, descriptor, kind, std::move(entry), true);
 }
 
 // A socket whose connection is over (a reset, an end from both sides) is in the same state as a new
@@ -136,7 +137,7 @@ absl::StatusOr<uint32_t> AddTcp(FileContext& context, const Descriptor& descript
     }
   }
   FillAddresses(descriptor.duplicate.get(), false, body);
-  return Finish(context, descriptor, kind, std::move(entry));
+  return Finish(context, descriptor, kind, std::move(entry), false);
 }
 
 absl::StatusOr<uint32_t> AddUdp(FileContext& context, const Descriptor& descriptor,
@@ -156,7 +157,7 @@ absl::StatusOr<uint32_t> AddUdp(FileContext& context, const Descriptor& descript
   auto& body = StartInet(entry, descriptor, kind,
                          connected ? images::kSocketEstablished : images::kSocketClosed);
   FillAddresses(descriptor.duplicate.get(), connected, body);
-  return Finish(context, descriptor, kind, std::move(entry));
+  return Finish(context, descriptor, kind, std::move(entry), false);
 }
 
 }  // namespace

@@ -31,15 +31,6 @@ std::string FamilyName(int family) {
 
 }  // namespace
 
-absl::Status CompareWithFresh(int socket, const SocketKind& kind, proto::FileExtra& extra) {
-  const base::UniqueFd fresh(::socket(kind.family, kind.type | SOCK_CLOEXEC, kind.protocol));
-  if (!fresh.valid()) {
-    return base::ErrnoError(errno, "socket ", kind.family, " ", kind.type, " ", kind.protocol);
-  }
-  FillOtherOptions(socket, fresh.get(), kind, extra);
-  return absl::OkStatus();
-}
-
 absl::StatusOr<uint32_t> AddSocket(FileContext& context, const Descriptor& descriptor) {
   PREDUMP_ASSIGN_OR_RETURN(const SocketKind kind, ReadSocketKind(descriptor.duplicate.get()));
   if (const auto why = WhyAttachmentsStay(descriptor.duplicate.get(), kind); why.has_value()) {

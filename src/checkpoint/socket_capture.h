@@ -24,9 +24,6 @@ absl::StatusOr<uint32_t> AddUnixSocket(FileContext& context, const Descriptor& d
 // copies what waits in their queues, which stays there.
 absl::Status FillUnixQueues(FileContext& context);
 
-// FillOtherOptions against a new socket of the kind.
-absl::Status CompareWithFresh(int socket, const SocketKind& kind, proto::FileExtra& extra);
-
 }  // namespace predump::checkpoint
 
 #endif  // PREDUMP_CHECKPOINT_SOCKET_CAPTURE_H_

@@ -13,9 +13,11 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
+#include "src/images/image_constants.h"
 
 namespace predump::checkpoint {
 namespace {
@@ -25,41 +27,86 @@ struct RawOption {
   int name;
 };
 
-// Settable as getsockopt(2) returns them, and without a field in CRIU's messages.
+// Newer than the headers of some systems.
+constexpr int kSoPassPidfd = 76;     // Linux 6.5
+constexpr int kSoRcvPriority = 82;   // 6.14
+constexpr int kSoPassRights = 83;    // 6.16
+constexpr int kTcpRtoMaxMs = 44;     // 6.15
+constexpr int kTcpRtoMinUs = 45;     // 6.19
+constexpr int kTcpDelackMaxUs = 46;  // 6.19
+
+// Settable as getsockopt(2) returns them, and without a field in CRIU's messages. The older form of
+// an option that has two comes first: it reads the same where the newer one was set.
 constexpr RawOption kSocketLevel[] = {
-    {SOL_SOCKET, SO_TIMESTAMP_OLD},    {SOL_SOCKET, SO_TIMESTAMPNS_OLD},
-    {SOL_SOCKET, SO_TIMESTAMPING_OLD}, {SOL_SOCKET, SO_RXQ_OVFL},
-    {SOL_SOCKET, SO_SELECT_ERR_QUEUE}, {SOL_SOCKET, SO_BUSY_POLL},
-    {SOL_SOCKET, SO_MAX_PACING_RATE},  {SOL_SOCKET, SO_ZEROCOPY},
-    {SOL_SOCKET, SO_TXREHASH},         {SOL_SOCKET, SO_RCVMARK},
-    {SOL_SOCKET, SO_PREFER_BUSY_POLL}, {SOL_SOCKET, SO_TIMESTAMP_NEW},
+    {SOL_SOCKET, SO_DEBUG},
+    {SOL_SOCKET, SO_TIMESTAMP_OLD},
+    {SOL_SOCKET, SO_TIMESTAMPNS_OLD},
+    {SOL_SOCKET, SO_TIMESTAMPING_OLD},
+    {SOL_SOCKET, SO_RXQ_OVFL},
+    {SOL_SOCKET, SO_WIFI_STATUS},
+    {SOL_SOCKET, SO_NOFCS},
+    {SOL_SOCKET, SO_LOCK_FILTER},
+    {SOL_SOCKET, SO_SELECT_ERR_QUEUE},
+    {SOL_SOCKET, SO_BUSY_POLL},
+    {SOL_SOCKET, SO_MAX_PACING_RATE},
+    {SOL_SOCKET, SO_ZEROCOPY},
+    {SOL_SOCKET, SO_TXTIME},
+    {SOL_SOCKET, SO_TXREHASH},
+    {SOL_SOCKET, SO_RCVMARK},
+    {SOL_SOCKET, SO_PREFER_BUSY_POLL},
+    {SOL_SOCKET, SO_BUSY_POLL_BUDGET},
+    {SOL_SOCKET, SO_RESERVE_MEM},
+    {SOL_SOCKET, SO_TIMESTAMP_NEW},
     {SOL_SOCKET, SO_TIMESTAMPNS_NEW},
+    {SOL_SOCKET, SO_TIMESTAMPING_NEW},
+    {SOL_SOCKET, kSoPassPidfd},
+    {SOL_SOCKET, kSoRcvPriority},
+    {SOL_SOCKET, kSoPassRights},
 };
 constexpr RawOption kIp[] = {
-    {IPPROTO_IP, IP_OPTIONS},
-    {IPPROTO_IP, IP_RECVOPTS},
-    {IPPROTO_IP, IP_RETOPTS},
-    {IPPROTO_IP, IP_MTU_DISCOVER},
-    {IPPROTO_IP, IP_RECVERR},
-    {IPPROTO_IP, IP_RECVTTL},
-    {IPPROTO_IP, IP_RECVTOS},
-    {IPPROTO_IP, IP_TRANSPARENT},
-    {IPPROTO_IP, IP_RECVORIGDSTADDR},
-    {IPPROTO_IP, IP_MINTTL},
-    {IPPROTO_IP, IP_NODEFRAG},
-    {IPPROTO_IP, IP_CHECKSUM},
-    {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT},
-    {IPPROTO_IP, IP_RECVFRAGSIZE},
+    {IPPROTO_IP, IP_OPTIONS},          {IPPROTO_IP, IP_RECVOPTS},
+    {IPPROTO_IP, IP_RETOPTS},          {IPPROTO_IP, IP_MTU_DISCOVER},
+    {IPPROTO_IP, IP_RECVERR},          {IPPROTO_IP, IP_RECVTTL},
+    {IPPROTO_IP, IP_RECVTOS},          {IPPROTO_IP, IP_PASSSEC},
+    {IPPROTO_IP, IP_TRANSPARENT},      {IPPROTO_IP, IP_RECVORIGDSTADDR},
+    {IPPROTO_IP, IP_MINTTL},           {IPPROTO_IP, IP_NODEFRAG},
+    {IPPROTO_IP, IP_CHECKSUM},         {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT},
+    {IPPROTO_IP, IP_RECVFRAGSIZE},     {IPPROTO_IP, IP_RECVERR_RFC4884},
     {IPPROTO_IP, IP_LOCAL_PORT_RANGE},
 };
 constexpr RawOption kIpv6[] = {
-    {IPPROTO_IPV6, IPV6_UNICAST_HOPS},    {IPPROTO_IPV6, IPV6_MTU_DISCOVER},
-    {IPPROTO_IPV6, IPV6_RECVERR},         {IPPROTO_IPV6, IPV6_RECVPKTINFO},
-    {IPPROTO_IPV6, IPV6_RECVHOPLIMIT},    {IPPROTO_IPV6, IPV6_RECVTCLASS},
-    {IPPROTO_IPV6, IPV6_TCLASS},          {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL},
-    {IPPROTO_IPV6, IPV6_DONTFRAG},        {IPPROTO_IPV6, IPV6_MINHOPCOUNT},
-    {IPPROTO_IPV6, IPV6_TRANSPARENT},     {IPPROTO_IPV6, IPV6_FREEBIND},
-    {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR}, {IPPROTO_IPV6, IPV6_ADDR_PREFERENCES},
+    {IPPROTO_IPV6, IPV6_UNICAST_HOPS},
+    {IPPROTO_IPV6, IPV6_MTU_DISCOVER},
+    {IPPROTO_IPV6, IPV6_RECVERR},
+    {IPPROTO_IPV6, IPV6_RECVERR_RFC4884},
+    {IPPROTO_IPV6, IPV6_RECVPKTINFO},
+    {IPPROTO_IPV6, IPV6_2292PKTINFO},
+    {IPPROTO_IPV6, IPV6_RECVHOPLIMIT},
+    {IPPROTO_IPV6, IPV6_2292HOPLIMIT},
+    {IPPROTO_IPV6, IPV6_RECVRTHDR},
+    {IPPROTO_IPV6, IPV6_2292RTHDR},
+    {IPPROTO_IPV6, IPV6_RECVHOPOPTS},
+    {IPPROTO_IPV6, IPV6_2292HOPOPTS},
+    {IPPROTO_IPV6, IPV6_RECVDSTOPTS},
+    {IPPROTO_IPV6, IPV6_2292DSTOPTS},
+    {IPPROTO_IPV6, IPV6_RTHDR},
+    {IPPROTO_IPV6, IPV6_HOPOPTS},
+    {IPPROTO_IPV6, IPV6_RTHDRDSTOPTS},
+    {IPPROTO_IPV6, IPV6_DSTOPTS},
+    {IPPROTO_IPV6, IPV6_RECVTCLASS},
+    {IPPROTO_IPV6, IPV6_TCLASS},
+    {IPPROTO_IPV6, IPV6_FLOWINFO},
+    {IPPROTO_IPV6, IPV6_FLOWINFO_SEND},
+    {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL},
+    {IPPROTO_IPV6, IPV6_DONTFRAG},
+    {IPPROTO_IPV6, IPV6_MINHOPCOUNT},
+    {IPPROTO_IPV6, IPV6_TRANSPARENT},
+    {IPPROTO_IPV6, IPV6_FREEBIND},
+    {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR},
+    {IPPROTO_IPV6, IPV6_RECVPATHMTU},
+    {IPPROTO_IPV6, IPV6_RECVFRAGSIZE},
+    {IPPROTO_IPV6, IPV6_ROUTER_ALERT_ISOLATE},
+    {IPPROTO_IPV6, IPV6_ADDR_PREFERENCES},
 };
 // Of datagram sockets only: a stream socket shows values for them that it refuses to be set to.
 constexpr RawOption kIpMulticast[] = {
@@ -69,7 +116,6 @@ constexpr RawOption kIpMulticast[] = {
     {IPPROTO_IP, IP_MULTICAST_ALL},
 };
 constexpr RawOption kIpv6Multicast[] = {
-    {IPPROTO_IPV6, IPV6_MULTICAST_IF},
     {IPPROTO_IPV6, IPV6_MULTICAST_HOPS},
     {IPPROTO_IPV6, IPV6_MULTICAST_LOOP},
     {IPPROTO_IPV6, IPV6_MULTICAST_ALL},
@@ -77,16 +123,37 @@ constexpr RawOption kIpv6Multicast[] = {
 // Not TCP_QUICKACK: it says what the connection does now, and turns itself off.
 constexpr RawOption kTcp[] = {
     {IPPROTO_TCP, TCP_DEFER_ACCEPT},     {IPPROTO_TCP, TCP_SYNCNT},
-    {IPPROTO_TCP, TCP_LINGER2},          {IPPROTO_TCP, TCP_WINDOW_CLAMP},
-    {IPPROTO_TCP, TCP_CONGESTION},       {IPPROTO_TCP, TCP_USER_TIMEOUT},
-    {IPPROTO_TCP, TCP_FASTOPEN},         {IPPROTO_TCP, TCP_NOTSENT_LOWAT},
+    {IPPROTO_TCP, TCP_LINGER2},          {IPPROTO_TCP, TCP_CONGESTION},
+    {IPPROTO_TCP, TCP_USER_TIMEOUT},     {IPPROTO_TCP, TCP_FASTOPEN},
+    {IPPROTO_TCP, TCP_FASTOPEN_KEY},     {IPPROTO_TCP, TCP_NOTSENT_LOWAT},
     {IPPROTO_TCP, TCP_SAVE_SYN},         {IPPROTO_TCP, TCP_INQ},
     {IPPROTO_TCP, TCP_TX_DELAY},         {IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE},
     {IPPROTO_TCP, TCP_FASTOPEN_CONNECT}, {IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS},
+    {IPPROTO_TCP, kTcpRtoMaxMs},         {IPPROTO_TCP, kTcpRtoMinUs},
+    {IPPROTO_TCP, kTcpDelackMaxUs},
 };
+// A connection changes these itself.
+constexpr RawOption kTcpUnconnected[] = {
+    {IPPROTO_TCP, TCP_MAXSEG},
+    {IPPROTO_TCP, TCP_WINDOW_CLAMP},
+};
+// So does every packet that comes in, but to a socket that listens.
+constexpr RawOption kTcpListening[] = {{SOL_SOCKET, SO_INCOMING_CPU}};
 constexpr RawOption kUdp[] = {
     {IPPROTO_UDP, UDP_CORK},    {IPPROTO_UDP, UDP_NO_CHECK6_TX}, {IPPROTO_UDP, UDP_NO_CHECK6_RX},
     {IPPROTO_UDP, UDP_SEGMENT}, {IPPROTO_UDP, UDP_GRO},
+};
+
+struct RefusedOption {
+  RawOption option;
+  const char* reason;
+};
+// Numbers of interfaces are this host's; encapsulations belong to another part of the kernel.
+constexpr RefusedOption kRefused[] = {
+    {{IPPROTO_IP, IP_UNICAST_IF}, "names an interface by its number (IP_UNICAST_IF)"},
+    {{IPPROTO_IPV6, IPV6_UNICAST_IF}, "names an interface by its number (IPV6_UNICAST_IF)"},
+    {{IPPROTO_IPV6, IPV6_MULTICAST_IF}, "names an interface by its number (IPV6_MULTICAST_IF)"},
+    {{IPPROTO_UDP, UDP_ENCAP}, "encapsulates for the kernel (UDP_ENCAP)"},
 };
 
 // The value, empty where the socket has no such option.
@@ -97,11 +164,11 @@ std::string ReadRaw(int socket, const RawOption& option) {
   return std::string(value.data(), length);
 }
 
-void CompareAll(int socket, int fresh, std::span<const RawOption> options,
-                proto::FileExtra& extra) {
+void CompareAll(int socket, FreshOptions& fresh, const SocketKind& kind,
+                std::span<const RawOption> options, proto::FileExtra& extra) {
   for (const RawOption& option : options) {
     std::string value = ReadRaw(socket, option);
-    if (value.empty() || value == ReadRaw(fresh, option)) continue;
+    if (value.empty() || value == fresh.Value(kind, option.level, option.name)) continue;
     proto::SocketOption* entry = extra.add_socket_options();
     entry->set_level(option.level);
     entry->set_name(option.name);
@@ -207,17 +274,35 @@ absl::Status FillInetOptions(int socket, const SocketKind& kind, criu::inet_sk_e
   return absl::OkStatus();
 }
 
-void FillOtherOptions(int socket, int fresh, const SocketKind& kind, proto::FileExtra& extra) {
-  CompareAll(socket, fresh, kSocketLevel, extra);
+const std::string& FreshOptions::Value(const SocketKind& kind, int level, int name) {
+  const auto [known, added] =
+      values_.try_emplace({kind.family, kind.type, kind.protocol, level, name});
+  if (!added) return known->second;
+  base::UniqueFd& socket = sockets_[{kind.family, kind.type, kind.protocol}];
+  if (!socket.valid()) {
+    socket = base::UniqueFd(::socket(kind.family, kind.type | SOCK_CLOEXEC, kind.protocol));
+  }
+  known->second = ReadRaw(socket.get(), {level, name});
+  return known->second;
+}
+
+void FillOtherOptions(int socket, FreshOptions& fresh, const SocketKind& kind, uint32_t state,
+                      proto::FileExtra& extra) {
+  const auto compare = [&](std::span<const RawOption> options) {
+    CompareAll(socket, fresh, kind, options, extra);
+  };
+  compare(kSocketLevel);
   if (kind.family == AF_UNIX) return;
-  CompareAll(socket, fresh, kIp, extra);
-  if (kind.family == AF_INET6) CompareAll(socket, fresh, kIpv6, extra);
+  compare(kIp);
+  if (kind.family == AF_INET6) compare(kIpv6);
   if (kind.type == SOCK_STREAM) {
-    CompareAll(socket, fresh, kTcp, extra);
+    compare(kTcp);
+    if (!extra.tcp_closed()) compare(kTcpUnconnected);
+    if (state == images::kSocketListening) compare(kTcpListening);
   } else {
-    CompareAll(socket, fresh, kUdp, extra);
-    CompareAll(socket, fresh, kIpMulticast, extra);
-    if (kind.family == AF_INET6) CompareAll(socket, fresh, kIpv6Multicast, extra);
+    compare(kUdp);
+    compare(kIpMulticast);
+    if (kind.family == AF_INET6) compare(kIpv6Multicast);
   }
 }
 
@@ -233,7 +318,12 @@ std::optional<std::string> WhyAttachmentsStay(int socket, const SocketKind& kind
   if (IntOr(socket, SOL_SOCKET, SO_PEEK_OFF, -1) >= 0) {
     return "peeks at an offset of its own (SO_PEEK_OFF)";
   }
-  if (kind.type == SOCK_STREAM && kind.family != AF_UNIX &&
+  if (kind.family == AF_UNIX) return std::nullopt;
+  for (const RefusedOption& refused : kRefused) {
+    const std::string value = ReadRaw(socket, refused.option);
+    if (value.find_first_not_of('\0') != std::string::npos) return refused.reason;
+  }
+  if (kind.type == SOCK_STREAM &&
       ReadRaw(socket, {IPPROTO_TCP, TCP_ULP}).find_first_not_of('\0') != std::string::npos) {
     return "an upper layer protocol is attached (TCP_ULP)";
   }

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -185,6 +186,28 @@ absl::Status CopyQueue(FileContext& context, const Descriptor& descriptor,
   return CopyMessages(context, descriptor, body.id(), room);
 }
 
+const criu::unix_sk_entry& UnixBody(const FileContext& context, size_t index) {
+  return context.state.files(static_cast<int>(context.file_ids[index]) - 1).usk();
+}
+
+// Connected sockets are made anew by socketpair(2): why that will not do for this one. `mutual`:
+// its peer is connected to it; `users_of_name`: sockets of the process with the same name.
+std::optional<std::string> WhyConnectionStays(const criu::unix_sk_entry& body, bool mutual,
+                                              int users_of_name) {
+  if (body.peer() == 0 || body.state() != images::kSocketEstablished) return std::nullopt;
+  if (!mutual) return "a unix socket that is connected one way";
+  const std::string& name = body.name();
+  // What accept(2) returns has the name of the socket that listens.
+  if (!name.empty() && name[0] != '\0') {
+    return absl::StrCat("a unix socket with a connection and a path (", name.c_str(), ")");
+  }
+  if (!name.empty() && users_of_name > 1) {
+    return absl::StrCat("a unix socket with a connection and the name of another (@",
+                        name.substr(1), ")");
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 absl::StatusOr<uint32_t> AddUnixSocket(FileContext& context, const Descriptor& descriptor,
@@ -219,16 +242,19 @@ absl::StatusOr<uint32_t> AddUnixSocket(FileContext& context, const Descriptor& d
   const uint32_t id = context.files.builder().AddFile(std::move(entry));
   proto::FileExtra& extra = context.files.builder().Extra(id);
   extra.set_inode(inode);
-  PREDUMP_RETURN_IF_ERROR(CompareWithFresh(socket, kind, extra));
+  FillOtherOptions(socket, context.fresh_options, kind, facts.state, extra);
   return id;
 }
 
 absl::Status FillUnixQueues(FileContext& context) {
   absl::flat_hash_map<uint32_t, size_t> by_inode;
+  absl::flat_hash_map<std::string, int> users_of_name;
   for (size_t i = 0; i < context.descriptors.size(); ++i) {
     if (context.descriptors[i].shares_with != i || context.file_ids[i] == 0) continue;
     const auto& file = context.state.files(static_cast<int>(context.file_ids[i]) - 1);
-    if (file.type() == criu::UNIXSK) by_inode.emplace(file.usk().ino(), i);
+    if (file.type() != criu::UNIXSK) continue;
+    by_inode.emplace(file.usk().ino(), i);
+    ++users_of_name[file.usk().name()];
   }
   // In the order of the descriptors, so that the same process gives the same state.
   std::vector<size_t> sockets;
@@ -245,16 +271,19 @@ absl::Status FillUnixQueues(FileContext& context) {
                                                   : "a unix socket connected to another process");
       continue;
     }
+    const auto peer = by_inode.find(body.peer());
+    const bool mutual =
+        peer != by_inode.end() && UnixBody(context, peer->second).peer() == body.ino();
+    if (const auto why = WhyConnectionStays(body, mutual, users_of_name[body.name()]);
+        why.has_value()) {
+      context.blockers.Add(descriptor.name(), *why);
+      continue;
+    }
     if (!context.frozen || body.state() == images::kSocketListening) continue;
     const int before = context.state.packets_size();
     PREDUMP_RETURN_IF_ERROR(CopyQueue(context, descriptor, body));
-    const auto peer = by_inode.find(body.peer());
-    const bool from_peer =
-        peer != by_inode.end() &&
-        context.state.files(static_cast<int>(context.file_ids[peer->second]) - 1).usk().peer() ==
-            body.ino();
     // Only a pair's other end can send them again as the one they came from.
-    if (context.state.packets_size() != before && body.type() == SOCK_DGRAM && !from_peer) {
+    if (context.state.packets_size() != before && body.type() == SOCK_DGRAM && !mutual) {
       context.blockers.Add(descriptor.name(), "unread messages of other sockets wait in it");
     }
   }

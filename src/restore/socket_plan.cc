@@ -85,6 +85,9 @@ absl::Status SocketPlan::AddInet(const criu::file_entry& file) {
   }
   AddIpOptions(fd, socket.ip_opts(), name);
   AddOptions(fd, socket.opts(), false, name);
+  // Some are good for new sockets only (TCP_FASTOPEN_CONNECT), some let it be bound
+  // (IP_TRANSPARENT).
+  AddExtraOptions(fd, file, name);
   const bool bound = !closed && socket.src_port() != 0;
   // Connections the port had on this host may linger in TIME_WAIT; a listener may take it anyway.
   const bool borrow_reuse = bound && tcp && !socket.opts().reuseaddr();
@@ -105,7 +108,6 @@ absl::Status SocketPlan::AddInet(const criu::file_entry& file) {
               absl::StrCat("listen on ", InetAddressText(socket)));
   }
   if (borrow_reuse) SetOption(fd, SOL_SOCKET, SO_REUSEADDR, off, name);
-  AddExtraOptions(fd, file, name);
   files_.SetStatusFlags(fd, socket.flags() & (O_ASYNC | O_NONBLOCK), file);
   return absl::OkStatus();
 }

@@ -129,12 +129,34 @@ void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blo
   }
 }
 
-// Whether an address can be had: bind(2) with the options the socket will have.
-void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
+// Options that this kernel, its modules or its interfaces may not have, set on a socket like it.
+void CheckOptions(int probe, const criu::sk_opts_entry& options, const proto::FileExtra* extra,
+                  const std::string& what, Blockers& blockers) {
+  const std::string& device = options.so_bound_dev();
+  if (!device.empty() && ::setsockopt(probe, SOL_SOCKET, SO_BINDTODEVICE, device.c_str(),
+                                      static_cast<socklen_t>(device.size() + 1)) != 0) {
+    AddBlocker(
+        blockers, what,
+        absl::StrCat("is bound to the interface ", device, ", on the target: ", ::strerror(errno)));
+  }
+  if (extra == nullptr) return;
+  for (const auto& option : extra->socket_options()) {
+    if (::setsockopt(probe, option.level(), option.name(), option.value().data(),
+                     static_cast<socklen_t>(option.value().size())) != 0) {
+      AddBlocker(blockers, what,
+                 absl::StrCat("option ", option.level(), "/", option.name(),
+                              " cannot be set on the target: ", ::strerror(errno)));
+    }
+  }
+}
+
+// Whether an address can be had: bind(2) with the options the socket will have. `bind`: false where
+// another socket of the process has had a try at the same.
+void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra, bool bind,
                Blockers& blockers) {
-  if (socket.src_port() == 0 || (extra != nullptr && extra->tcp_closed())) return;
   const int family = static_cast<int>(socket.family());
-  const base::UniqueFd probe(::socket(family, static_cast<int>(socket.type()) | SOCK_CLOEXEC, 0));
+  const base::UniqueFd probe(::socket(family, static_cast<int>(socket.type()) | SOCK_CLOEXEC,
+                                      static_cast<int>(socket.proto())));
   const std::string what = absl::StrCat(socket.type() == SOCK_STREAM ? "TCP " : "UDP ",
                                         internal::InetAddressText(socket));
   if (!probe.valid()) {
@@ -146,6 +168,8 @@ void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
   };
   if (family == AF_INET6) set(IPPROTO_IPV6, IPV6_V6ONLY, socket.v6only() ? 1 : 0);
   if (socket.ip_opts().freebind()) set(IPPROTO_IP, IP_FREEBIND, 1);
+  CheckOptions(probe.get(), socket.opts(), extra, what, blockers);
+  if (!bind || socket.src_port() == 0 || (extra != nullptr && extra->tcp_closed())) return;
   if (socket.opts().reuseaddr() || socket.type() == SOCK_STREAM) set(SOL_SOCKET, SO_REUSEADDR, 1);
   if (socket.opts().so_reuseport()) set(SOL_SOCKET, SO_REUSEPORT, 1);
   const std::string address = internal::InetSourceAddress(socket);
@@ -189,12 +213,21 @@ void CheckSockets(const proto::ProcessState& state, Blockers& blockers) {
   // Two sockets of the process may share an address (SO_REUSEPORT); one look is enough.
   std::set<std::string> seen;
   for (const auto& file : state.files()) {
-    if (file.has_isk() &&
-        seen.insert(internal::InetSourceAddress(file.isk()) + absl::StrCat(file.isk().type()))
-            .second) {
-      CheckInet(file.isk(), files.FindExtra(file.id()), blockers);
+    const proto::FileExtra* extra = files.FindExtra(file.id());
+    if (file.has_isk()) {
+      const bool first =
+          seen.insert(internal::InetSourceAddress(file.isk()) + absl::StrCat(file.isk().type()))
+              .second;
+      CheckInet(file.isk(), extra, first, blockers);
     }
-    if (file.has_usk()) CheckUnix(file.usk(), blockers);
+    if (file.has_usk()) {
+      const base::UniqueFd probe(
+          ::socket(AF_UNIX, static_cast<int>(file.usk().type()) | SOCK_CLOEXEC, 0));
+      CheckOptions(probe.get(), file.usk().opts(), extra,
+                   absl::StrCat("unix socket ", internal::UnixAddressText(file.usk().name())),
+                   blockers);
+      CheckUnix(file.usk(), blockers);
+    }
   }
 }
 

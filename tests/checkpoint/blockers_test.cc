@@ -4,6 +4,7 @@
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/netlink.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
@@ -19,14 +20,18 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/checkpoint/forked_process.h"
@@ -48,6 +53,20 @@ void Place(int fd, int number) {
   if (fd == number) return;
   Require(::dup2(fd, number) == number, "dup2");
   ::close(fd);
+}
+
+// 12 listens at `name`, 11 is connected to it, 10 is the other end.
+void ConnectToSelf(const std::string& name) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::copy(name.begin(), name.end(), address.sun_path);
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  Place(::socket(AF_UNIX, SOCK_STREAM, 0), 12);
+  Require(::bind(12, generic, length) == 0 && ::listen(12, 1) == 0, "listen");
+  Place(::socket(AF_UNIX, SOCK_STREAM, 0), 11);
+  Require(::connect(11, generic, length) == 0, "connect");
+  Place(::accept(12, nullptr, nullptr), 10);
 }
 
 struct Case {
@@ -196,6 +215,33 @@ INSTANTIATE_TEST_SUITE_P(
                    "SO_ATTACH_FILTER");
              },
              "fd 10: a packet filter is attached"},
+        Case{"DatagramsOneWay",
+             [] {
+               Place(::socket(AF_UNIX, SOCK_DGRAM, 0), 11);
+               Place(::socket(AF_UNIX, SOCK_DGRAM, 0), 10);
+               sockaddr_un address = {};
+               address.sun_family = AF_UNIX;
+               socklen_t length = sizeof(sa_family_t);  // a name of the kernel's choice
+               auto* generic = reinterpret_cast<sockaddr*>(&address);
+               Require(::bind(11, generic, length) == 0, "bind");
+               length = sizeof address;
+               ::getsockname(11, generic, &length);
+               Require(::connect(10, generic, length) == 0, "connect");
+             },
+             "fd 10: a unix socket that is connected one way"},
+        Case{
+            "ConnectedToItsOwnName",
+            [] { ConnectToSelf(std::string(1, '\0') + "predump-own-" + std::to_string(getpid())); },
+            "fd 10: a unix socket with a connection and the name of another (@predump-own-"},
+        Case{"MulticastInterface",
+             [] {
+               Place(::socket(AF_INET6, SOCK_DGRAM, 0), 10);
+               const int loopback = static_cast<int>(::if_nametoindex("lo"));
+               Require(::setsockopt(10, IPPROTO_IPV6, IPV6_MULTICAST_IF, &loopback,
+                                    sizeof loopback) == 0,
+                       "IPV6_MULTICAST_IF");
+             },
+             "fd 10: names an interface by its number (IPV6_MULTICAST_IF)"},
         Case{"PeekOffset",
              [] {
                int pair[2];
@@ -408,6 +454,17 @@ TEST(RefusedAtTheFreeze, DescriptorsInAQueue) {
   });
   EXPECT_THAT(testing::CaptureOnce(child.handle()).status().message(),
               HasSubstr("fd 11: descriptors travel in its queue (SCM_RIGHTS)"));
+}
+
+TEST(RefusedWithOthers, AConnectionToItsOwnPath) {
+  const auto directory = test_support::TempDir::Create();
+  ASSERT_TRUE(directory.ok());
+  const std::string path = directory->File("socket");
+  const ForkedProcess child([&] { ConnectToSelf(path); });
+  const auto blockers = BlockersOf(child.handle());
+  ASSERT_TRUE(blockers.ok()) << blockers.status();
+  EXPECT_THAT(*blockers, Contains(absl::StrCat(
+                             "fd 10: a unix socket with a connection and a path (", path, ")")));
 }
 
 TEST(RefusedWithOthers, AllAtOnce) {

@@ -1,6 +1,7 @@
 // Each kind of open file that moves: a child sets one up, the captured message is compared.
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/net_tstamp.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -35,6 +36,8 @@ using ::predump::checkpoint::testing::FileOf;
 using ::predump::checkpoint::testing::ForkedProcess;
 using ::predump::checkpoint::testing::Require;
 using ::testing::ElementsAre;
+
+constexpr int kPassPidfd = 76;  // SO_PASSPIDFD, Linux 6.5
 
 // Captures and checks that a peer would accept the result.
 proto::ProcessState Captured(const ForkedProcess& process, const CaptureOptions& options = {}) {
@@ -425,6 +428,41 @@ TEST(CaptureFiles, EstablishedTcpBecomesClosedOnRequest) {
   EXPECT_TRUE(ExtraOf(state, 22)->tcp_closed());
   EXPECT_FALSE(ExtraOf(state, 20)->tcp_closed());
   EXPECT_EQ(FileOf(state, 21).isk().state(), images::kSocketClosed);
+}
+
+// Each in the list of what CRIU's messages have no field for.
+TEST(CaptureFiles, OptionsOfAllKindsOfSockets) {
+  const ForkedProcess child([] {
+    const auto set = [](int fd, int level, int name, int value) {
+      Require(::setsockopt(fd, level, name, &value, sizeof value) == 0, "setsockopt");
+    };
+    Place(::socket(AF_INET, SOCK_STREAM, 0), 20);
+    set(20, IPPROTO_TCP, TCP_MAXSEG, 1000);
+    set(20, IPPROTO_IP, IP_RECVTOS, 1);
+    Require(::listen(20, 1) == 0, "listen");
+    set(20, SOL_SOCKET, SO_INCOMING_CPU, 1);
+    Place(::socket(AF_INET6, SOCK_DGRAM, 0), 21);
+    set(21, IPPROTO_IPV6, IPV6_RECVPATHMTU, 1);
+    set(21, SOL_SOCKET, SO_TIMESTAMPING_NEW, SOF_TIMESTAMPING_RX_SOFTWARE);
+    Place(::socket(AF_UNIX, SOCK_DGRAM, 0), 22);
+    set(22, SOL_SOCKET, kPassPidfd, 1);
+  });
+  const auto state = Captured(child);
+  const auto options = [&](uint32_t fd) {
+    std::vector<std::pair<int, int>> found;
+    for (const auto& option : ExtraOf(state, fd)->socket_options()) {
+      found.emplace_back(option.level(), option.name());
+    }
+    return found;
+  };
+  using ::testing::UnorderedElementsAre;
+  EXPECT_THAT(options(20), UnorderedElementsAre(std::pair(IPPROTO_TCP, TCP_MAXSEG),
+                                                std::pair(IPPROTO_IP, IP_RECVTOS),
+                                                std::pair(SOL_SOCKET, SO_INCOMING_CPU)));
+  EXPECT_THAT(options(21), UnorderedElementsAre(std::pair(IPPROTO_IPV6, IPV6_RECVPATHMTU),
+                                                std::pair(SOL_SOCKET, SO_TIMESTAMPING_OLD),
+                                                std::pair(SOL_SOCKET, SO_TIMESTAMPING_NEW)));
+  EXPECT_THAT(options(22), UnorderedElementsAre(std::pair(SOL_SOCKET, kPassPidfd)));
 }
 
 TEST(CaptureFiles, ResetTcpIsClosedOnRequestAndNoNewSocket) {

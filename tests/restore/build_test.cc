@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -846,6 +847,37 @@ TEST_F(BuildTest, SocketsListenAreBoundAndHoldWhatWasQueued) {
   EXPECT_EQ(ReadSome(end.get()), "") << "the other end was shut down for writing";
   EXPECT_EQ(::send(end.get(), "back", 4, MSG_NOSIGNAL), 4);
   EXPECT_EQ(ReadSome(Descriptor(8).get()), "back");
+}
+
+void AddOption(proto::FileExtra& extra, int level, int name, int value) {
+  proto::SocketOption& option = *extra.add_socket_options();
+  option.set_level(level);
+  option.set_name(name);
+  option.set_value(&value, sizeof value);
+}
+
+// An address that is none of this host's, and an option that a listener refuses.
+TEST_F(BuildTest, OptionsComeBeforeWhatTheyAreFor) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  criu::file_entry socket = InetSocket(SOCK_STREAM, images::kSocketListening, 7);
+  socket.mutable_isk()->set_src_addr(0, ::inet_addr("192.0.2.1"));
+  const uint32_t id = AddDescriptor(state_, 3, socket);
+  proto::FileExtra& extra = *state_.add_file_extras();
+  extra.set_id(id);
+  AddOption(extra, IPPROTO_IP, IP_TRANSPARENT, 1);
+  AddOption(extra, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1);
+  AddOption(extra, IPPROTO_TCP, TCP_MAXSEG, 1000);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  const base::UniqueFd listener = Descriptor(3);
+  int value = 0;
+  socklen_t length = sizeof value;
+  ASSERT_EQ(::getsockopt(listener.get(), IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &value, &length), 0);
+  EXPECT_EQ(value, 1);
+  ASSERT_EQ(::getsockopt(listener.get(), IPPROTO_TCP, TCP_MAXSEG, &value, &length), 0);
+  EXPECT_EQ(value, 1000);
+  ASSERT_EQ(::getsockopt(listener.get(), SOL_SOCKET, SO_ACCEPTCONN, &value, &length), 0);
+  EXPECT_EQ(value, 1);
 }
 
 TEST_F(BuildTest, AttributesOfTheProcessComeBack) {

@@ -8,6 +8,7 @@
 #include <linux/seccomp.h>
 #include <linux/securebits.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -123,6 +124,22 @@ TEST(TargetCheckTest, MemoryLimitsCapabilitiesAndCgroupAreNamed) {
   EXPECT_THAT(found, Contains(HasSubstr("MiB available")));
   EXPECT_THAT(found, Contains(HasSubstr("capability 63")));
   EXPECT_THAT(found, Contains(HasSubstr("cgroup /sys/fs/cgroup/predump-none")));
+}
+
+TEST(TargetCheckTest, OptionsAndInterfacesOfSocketsMustBeHad) {
+  proto::Begin begin = FreePid();
+  criu::inet_sk_entry& socket = AddListener(begin, 0);
+  socket.mutable_opts()->set_so_bound_dev("predump-none");
+  proto::FileExtra& extra = *begin.mutable_preview()->add_file_extras();
+  extra.set_id(1);
+  proto::SocketOption& option = *extra.add_socket_options();
+  option.set_level(IPPROTO_TCP);
+  option.set_name(TCP_CONGESTION);
+  option.set_value("predump-none");
+  const auto found = Find(begin);
+  EXPECT_THAT(found,
+              Contains(HasSubstr("is bound to the interface predump-none, on the target: ")));
+  EXPECT_THAT(found, Contains(HasSubstr("option 6/13 cannot be set on the target: ")));
 }
 
 // The texts of Find in a child that is what `become` makes of it.
