@@ -8,7 +8,6 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <fstream>
 #include <span>
 #include <string>
 #include <utility>
@@ -22,6 +21,7 @@
 #include "src/checkpoint/blocker_list.h"
 #include "src/checkpoint/cpu.h"
 #include "src/kernel/process.h"
+#include "src/kernel/process_identity.h"
 #include "src/kernel/procfs.h"
 #include "src/kernel/time_offsets.h"
 
@@ -64,9 +64,7 @@ absl::StatusOr<proto::HostFacts> ReadHostFacts() {
   struct utsname names;
   if (::uname(&names) != 0) return base::ErrnoError(errno, "uname");
   facts.set_kernel_release(names.release);
-  std::string boot_id;
-  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot_id);
-  facts.set_boot_id(boot_id);
+  PREDUMP_ASSIGN_OR_RETURN(*facts.mutable_boot_id(), kernel::ReadBootId());
   facts.set_page_size_bytes(base::PageSize());
 
   const CpuFacts cpu = ReadCpuFacts();

@@ -7,7 +7,6 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,48 +54,14 @@ absl::string_view NameOf(FateState state) {
   return "unknown";
 }
 
-absl::StatusOr<std::string> ReadBootId() {
-  PREDUMP_ASSIGN_OR_RETURN(const std::string text,
-                           base::ReadWholeFile("/proc/sys/kernel/random/boot_id"));
-  return std::string(absl::StripAsciiWhitespace(text));
-}
-
 // More than any record needs, so that a shorter one leaves nothing of a longer one behind.
 constexpr size_t kRecordBytes = 512;
 constexpr size_t kStoreIdBytes = 16;
-
-absl::StatusOr<uint64_t> OwnPidNamespace() {
-  struct stat st;
-  if (::stat("/proc/self/ns/pid", &st) != 0)
-    return base::ErrnoError(errno, "stat our pid namespace");
-  return static_cast<uint64_t>(st.st_ino);
-}
 
 absl::Status CheckId(absl::string_view session_id) {
   if (session_id.size() == kSessionIdBytes) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("a session id has ", kSessionIdBytes, " bytes, not ", session_id.size()));
-}
-
-// The landing, if it still is: nothing for a process that has exited or a host that was restarted.
-absl::StatusOr<std::optional<kernel::ProcessHandle>> FindLanding(const LandingIdentity& landing) {
-  PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, ReadBootId());
-  if (boot_id != landing.boot_id) return std::nullopt;
-  PREDUMP_ASSIGN_OR_RETURN(const uint64_t pid_namespace, OwnPidNamespace());
-  if (pid_namespace != landing.pid_namespace) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("process ", landing.pid,
-                     " was restored by a server in another pid namespace; start this one there"));
-  }
-  absl::StatusOr<kernel::ProcessHandle> process = kernel::ProcessHandle::Open(landing.pid);
-  if (base::IsTargetExited(process.status())) return std::nullopt;
-  // The number now names a thread of somebody else, or a kernel thread: the landing is gone.
-  if (absl::IsInvalidArgument(process.status()) || absl::IsFailedPrecondition(process.status())) {
-    return std::nullopt;
-  }
-  if (!process.ok()) return process.status();
-  if (process->start_time_ticks() != landing.start_time_ticks) return std::nullopt;
-  return std::optional<kernel::ProcessHandle>(*std::move(process));
 }
 
 Fate RunningAs(const FateRecord& record) {
@@ -108,15 +73,6 @@ struct DirCloser {
 };
 
 }  // namespace
-
-absl::StatusOr<LandingIdentity> LandingIdentity::Of(const kernel::ProcessHandle& landing) {
-  LandingIdentity identity;
-  identity.pid = landing.pid();
-  identity.start_time_ticks = landing.start_time_ticks();
-  PREDUMP_ASSIGN_OR_RETURN(identity.boot_id, ReadBootId());
-  PREDUMP_ASSIGN_OR_RETURN(identity.pid_namespace, OwnPidNamespace());
-  return identity;
-}
 
 std::string FateRecord::Serialize() const {
   std::string text =
@@ -367,7 +323,7 @@ absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view
                                                                FateRecord record,
                                                                bool going_is_final) {
   PREDUMP_ASSIGN_OR_RETURN(const std::optional<kernel::ProcessHandle> landing,
-                           FindLanding(*record.landing));
+                           kernel::FindProcess(*record.landing));
   auto condition = kernel::ParkCondition::kExited;
   if (landing.has_value()) {
     PREDUMP_ASSIGN_OR_RETURN(condition, kernel::ParkConditionOf(*landing));

@@ -28,21 +28,14 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "src/base/unique_fd.h"
-#include "src/kernel/process.h"
+#include "src/kernel/process_identity.h"
 
 namespace predump::pageserver {
 
 inline constexpr size_t kSessionIdBytes = 16;
 
-// Which process of which boot; a pid alone says nothing.
-struct LandingIdentity {
-  pid_t pid = 0;  // as seen by the server
-  uint64_t start_time_ticks = 0;
-  std::string boot_id;
-  uint64_t pid_namespace = 0;  // inode of the server's
-
-  static absl::StatusOr<LandingIdentity> Of(const kernel::ProcessHandle& landing);
-};
+// As seen by the server.
+using LandingIdentity = kernel::ProcessIdentity;
 
 enum class FateState { kPreparing, kCommitted, kReleased, kDestroyed };
 

@@ -16,6 +16,7 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
+#include "src/kernel/process_identity.h"
 #include "src/kernel/procfs.h"
 #include "src/pagemap/page_hash.h"
 #include "src/predump/journal.h"
@@ -415,17 +416,14 @@ class Handover {
 absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {
   JournalEntry entry;
   entry.session_id = engine.session_id;
-  entry.pid = engine.process.pid();
-  entry.start_time_ticks = engine.process.start_time_ticks();
-  PREDUMP_ASSIGN_OR_RETURN(entry.boot_id, ReadBootId());
+  PREDUMP_ASSIGN_OR_RETURN(entry.process, kernel::ProcessIdentity::Of(engine.process));
   PREDUMP_ASSIGN_OR_RETURN(entry.command, kernel::ReadComm(engine.process));
   entry.target = engine.options.link.address.ToString();
   entry.target_boot_id = engine.link.server().host().boot_id();
   entry.target_store_id = engine.link.server().host().fate_store_id();
   PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
                            kernel::ProcessHandle::Open(::getpid()));
-  entry.engine_pid = self.pid();
-  entry.engine_start_time_ticks = self.start_time_ticks();
+  PREDUMP_ASSIGN_OR_RETURN(entry.engine, kernel::ProcessIdentity::Of(self));
   return entry;
 }
 

@@ -7,12 +7,12 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "src/base/atomic_file.h"
 #include "src/base/errors.h"
+#include "src/kernel/process_identity.h"
 
 namespace predump {
 namespace {
@@ -31,15 +31,16 @@ absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& t
   JournalEntry entry;
   try {
     entry.session_id = absl::HexStringToBytes(json.at("session").get<std::string>());
-    entry.pid = json.at("pid").get<pid_t>();
-    entry.start_time_ticks = json.at("start-time-ticks").get<uint64_t>();
-    entry.boot_id = json.at("boot-id").get<std::string>();
+    entry.process.pid = json.at("pid").get<pid_t>();
+    entry.process.start_time_ticks = json.at("start-time-ticks").get<uint64_t>();
+    entry.process.boot_id = json.at("boot-id").get<std::string>();
     entry.command = json.at("command").get<std::string>();
     entry.target = json.at("target").get<std::string>();
     entry.target_boot_id = json.at("target-boot-id").get<std::string>();
     entry.target_store_id = absl::HexStringToBytes(json.value("target-store-id", ""));
-    entry.engine_pid = json.at("engine-pid").get<int64_t>();
-    entry.engine_start_time_ticks = json.at("engine-start-time-ticks").get<uint64_t>();
+    entry.engine = entry.process;  // both were seen from one place
+    entry.engine.pid = json.at("engine-pid").get<pid_t>();
+    entry.engine.start_time_ticks = json.at("engine-start-time-ticks").get<uint64_t>();
   } catch (const nlohmann::json::exception& e) {
     return broken(e.what());
   }
@@ -64,15 +65,15 @@ absl::Status Journal::Prepare(const JournalEntry& entry) const {
       {"version", kJournalVersion},
       {"state", "committing"},
       {"session", entry.session_hex()},
-      {"pid", entry.pid},
-      {"start-time-ticks", entry.start_time_ticks},
-      {"boot-id", entry.boot_id},
+      {"pid", entry.process.pid},
+      {"start-time-ticks", entry.process.start_time_ticks},
+      {"boot-id", entry.process.boot_id},
       {"command", entry.command},
       {"target", entry.target},
       {"target-boot-id", entry.target_boot_id},
       {"target-store-id", absl::BytesToHexString(entry.target_store_id)},
-      {"engine-pid", entry.engine_pid},
-      {"engine-start-time-ticks", entry.engine_start_time_ticks},
+      {"engine-pid", entry.engine.pid},
+      {"engine-start-time-ticks", entry.engine.start_time_ticks},
   };
   // A command name may hold any bytes.
   const std::string text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -107,10 +108,11 @@ absl::StatusOr<std::optional<JournalEntry>> Journal::FindUnsettled(
     const std::string& directory, const kernel::ProcessHandle& process) {
   if (::access(directory.c_str(), F_OK) != 0 && errno == ENOENT) return std::nullopt;
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, Journal(directory).List());
-  PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, ReadBootId());
+  PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, kernel::ReadBootId());
   for (const JournalEntry& entry : entries) {
-    if (entry.pid == process.pid() && entry.start_time_ticks == process.start_time_ticks() &&
-        entry.boot_id == boot_id) {
+    if (entry.process.pid == process.pid() &&
+        entry.process.start_time_ticks == process.start_time_ticks() &&
+        entry.process.boot_id == boot_id) {
       return entry;
     }
   }
@@ -137,12 +139,6 @@ absl::StatusOr<std::vector<JournalEntry>> Journal::ListFiles(absl::string_view s
     entries.push_back(std::move(entry));
   }
   return entries;
-}
-
-absl::StatusOr<std::string> ReadBootId() {
-  PREDUMP_ASSIGN_OR_RETURN(const std::string text,
-                           base::ReadWholeFile("/proc/sys/kernel/random/boot_id"));
-  return std::string(absl::StripAsciiWhitespace(text));
 }
 
 }  // namespace predump

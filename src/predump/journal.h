@@ -6,9 +6,6 @@
 #ifndef PREDUMP_PREDUMP_JOURNAL_H_
 #define PREDUMP_PREDUMP_JOURNAL_H_
 
-#include <sys/types.h>
-
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,14 +14,13 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "src/kernel/process.h"
+#include "src/kernel/process_identity.h"
 
 namespace predump {
 
 struct JournalEntry {
   std::string session_id;  // 16 bytes, as sent
-  pid_t pid = 0;           // as this engine saw it
-  uint64_t start_time_ticks = 0;
-  std::string boot_id;
+  kernel::ProcessIdentity process;
   std::string command;  // comm, for people
   std::string target;   // the address given with --to
   // Of the host that answered there: after a restart, or on another host, a page server knows
@@ -32,8 +28,7 @@ struct JournalEntry {
   std::string target_boot_id;
   // The store of fates there: a server with another one knows as little.
   std::string target_store_id;
-  int64_t engine_pid = 0;
-  uint64_t engine_start_time_ticks = 0;
+  kernel::ProcessIdentity engine;
 
   std::string session_hex() const;
 };
@@ -69,9 +64,6 @@ class Journal {
 
   std::string directory_;
 };
-
-// Identity of this boot: an entry of another boot speaks of a process that is gone.
-absl::StatusOr<std::string> ReadBootId();
 
 }  // namespace predump
 

@@ -14,6 +14,7 @@
 #include "src/base/errors.h"
 #include "src/checkpoint/capture.h"
 #include "src/checkpoint/host_facts.h"
+#include "src/kernel/process_identity.h"
 #include "src/kernel/setup_injection.h"
 #include "src/kernel/time_offsets.h"
 #include "src/predump/engine.h"
@@ -53,8 +54,8 @@ absl::Status RefuseUnsettled(const MigrationOptions& options, const kernel::Proc
       Journal::FindUnsettled(absl::StrCat(options.state_directory, "/source"), process));
   if (entry.has_value()) {
     blockers.push_back(
-        absl::StrCat("process ", entry->pid, ": an earlier handover to ", entry->target,
-                     " was never settled (run `predump resolve --pid ", entry->pid, "`)"));
+        absl::StrCat("process ", entry->process.pid, ": an earlier handover to ", entry->target,
+                     " was never settled (run `predump resolve --pid ", entry->process.pid, "`)"));
   }
   return absl::OkStatus();
 }
@@ -178,7 +179,7 @@ class MigrationRun {
   absl::Status SetClockOffsets(proto::Begin& begin) {
     PREDUMP_ASSIGN_OR_RETURN(const kernel::TimeOffsets own,
                              kernel::ReadTimeOffsets(process_->pid()));
-    PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, ReadBootId());
+    PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, kernel::ReadBootId());
     if (link_->server().host().boot_id() == boot_id) {
       if (own.monotonic_ns == 0 && own.boottime_ns == 0) return absl::OkStatus();
       begin.set_monotonic_offset_ns(own.monotonic_ns);

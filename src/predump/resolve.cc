@@ -6,23 +6,13 @@
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
 #include "src/kernel/process.h"
+#include "src/kernel/process_identity.h"
 #include "src/predump/journal.h"
 
 namespace predump {
 namespace {
 
 constexpr absl::Duration kSettleTimeout = absl::Seconds(10);
-
-// The process of an entry, or nothing where it is gone (its pid may belong to another by now).
-absl::StatusOr<std::optional<kernel::ProcessHandle>> Find(pid_t pid, uint64_t start_time_ticks) {
-  absl::StatusOr<kernel::ProcessHandle> process = kernel::ProcessHandle::Open(pid);
-  if (base::IsTargetExited(process.status()) || absl::IsInvalidArgument(process.status())) {
-    return std::nullopt;
-  }
-  PREDUMP_RETURN_IF_ERROR(process);
-  if (process->start_time_ticks() != start_time_ticks) return std::nullopt;
-  return std::optional<kernel::ProcessHandle>(*std::move(process));
-}
 
 class Resolver {
  public:
@@ -31,22 +21,21 @@ class Resolver {
 
   absl::StatusOr<ResolvedProcess> Settle(const JournalEntry& entry) const {
     ResolvedProcess resolved;
-    resolved.pid = entry.pid;
+    resolved.pid = entry.process.pid;
     resolved.command = entry.command;
     resolved.target = options_.to.value_or(entry.target);
-    if (entry.boot_id != boot_id_) {
+    if (entry.process.boot_id != boot_id_) {
       return Settled(entry, std::move(resolved), ResolvedProcess::Result::kGone,
                      "this host has been restarted since; nothing is left of it here");
     }
-    PREDUMP_ASSIGN_OR_RETURN(const auto engine, Find(static_cast<pid_t>(entry.engine_pid),
-                                                     entry.engine_start_time_ticks));
+    PREDUMP_ASSIGN_OR_RETURN(const auto engine, kernel::FindProcess(entry.engine));
     if (engine.has_value()) {
       resolved.result = ResolvedProcess::Result::kEngineAlive;
-      resolved.message = absl::StrCat("predump, process ", entry.engine_pid,
+      resolved.message = absl::StrCat("predump, process ", entry.engine.pid,
                                       ", is still at work on it; wait for it to end");
       return resolved;
     }
-    PREDUMP_ASSIGN_OR_RETURN(const auto process, Find(entry.pid, entry.start_time_ticks));
+    PREDUMP_ASSIGN_OR_RETURN(const auto process, kernel::FindProcess(entry.process));
     if (!process.has_value()) {
       return Gone(entry, std::move(resolved));
     }
@@ -111,7 +100,7 @@ class Resolver {
     const absl::Status status = kernel::FrozenProcess::KillParked(process, kSettleTimeout);
     if (base::IsTargetExited(status)) return Gone(entry, std::move(resolved));
     PREDUMP_RETURN_IF_ERROR(
-        base::Annotate(status, absl::StrCat("process ", entry.pid,
+        base::Annotate(status, absl::StrCat("process ", entry.process.pid,
                                             " runs at the target, but the copy here is no longer "
                                             "parked and is left alone")));
     const std::string message = absl::StrCat(resolved.message, "; the parked copy here was ended");
@@ -141,8 +130,7 @@ class Resolver {
 absl::Status DiscardPrepared(const Journal& journal) {
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.ListPrepared());
   for (const JournalEntry& entry : entries) {
-    PREDUMP_ASSIGN_OR_RETURN(const auto engine, Find(static_cast<pid_t>(entry.engine_pid),
-                                                     entry.engine_start_time_ticks));
+    PREDUMP_ASSIGN_OR_RETURN(const auto engine, kernel::FindProcess(entry.engine));
     if (!engine.has_value()) journal.Discard(entry);
   }
   return absl::OkStatus();
@@ -154,12 +142,12 @@ absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& optio
   PREDUMP_ASSIGN_OR_RETURN(const Journal journal,
                            Journal::Open(absl::StrCat(options.state_directory, "/source")));
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.List());
-  PREDUMP_ASSIGN_OR_RETURN(std::string boot_id, ReadBootId());
+  PREDUMP_ASSIGN_OR_RETURN(std::string boot_id, kernel::ReadBootId());
   PREDUMP_RETURN_IF_ERROR(DiscardPrepared(journal));
   const Resolver resolver(options, journal, std::move(boot_id));
   std::vector<ResolvedProcess> results;
   for (const JournalEntry& entry : entries) {
-    if (options.pid.has_value() && *options.pid != entry.pid) continue;
+    if (options.pid.has_value() && *options.pid != entry.process.pid) continue;
     PREDUMP_ASSIGN_OR_RETURN(ResolvedProcess resolved, resolver.Settle(entry));
     results.push_back(std::move(resolved));
   }

@@ -27,14 +27,11 @@ class JournalTest : public ::testing::Test {
   JournalEntry Entry() const {
     JournalEntry entry;
     entry.session_id = std::string("\x00\x01\xfe\xff", 4) + std::string(12, 'x');
-    entry.pid = 4711;
-    entry.start_time_ticks = 123456789;
-    entry.boot_id = "b";
+    entry.process = {4711, 123456789, "b", 0};
     entry.command = "odd \xff \"name\"";
     entry.target = "[::1]:7000";
     entry.target_boot_id = "t";
-    entry.engine_pid = 99;
-    entry.engine_start_time_ticks = 7;
+    entry.engine = {99, 7, "b", 0};
     return entry;
   }
 
@@ -53,8 +50,8 @@ TEST_F(JournalTest, WhatIsCommittedIsListedUntilRemoved) {
   ASSERT_TRUE(entries.ok()) << entries.status();
   ASSERT_EQ(entries->size(), 1u);
   EXPECT_EQ(entries->front().session_id, Entry().session_id);
-  EXPECT_EQ(entries->front().pid, 4711);
-  EXPECT_EQ(entries->front().start_time_ticks, 123456789u);
+  EXPECT_EQ(entries->front().process.pid, 4711);
+  EXPECT_EQ(entries->front().process.start_time_ticks, 123456789u);
   EXPECT_EQ(entries->front().target, "[::1]:7000");
   EXPECT_EQ(entries->front().target_boot_id, "t");
   ASSERT_TRUE(journal->Remove(Entry()).ok());
