@@ -23,8 +23,8 @@
 #include "src/kernel/procfs.h"
 #include "src/restore/birth.h"
 #include "src/restore/builder.h"
-#include "src/restore/landing/frame_check.h"
 #include "src/restore/landing_process.h"
+#include "src/transport/data_check.h"
 
 extern "C" const char predump_landing_image[];
 
@@ -145,8 +145,10 @@ std::string DescribeFault(const LandingShared& shared) {
     case LandingFault::kReceive:
       return absl::StrCat("receiving memory at ", address, error());
     case LandingFault::kFrame:
-      return absl::StrCat("bad data frame: ", Describe(static_cast<FrameFault>(shared.frame_fault)),
-                          " (address ", address, ")");
+      return absl::StrCat(
+          "bad data frame: ",
+          transport::DescribeDefect(static_cast<transport::DataDefect>(shared.frame_defect)),
+          " (address ", address, ")");
     case LandingFault::kOpen:
       return absl::StrCat("open ", path, " for the mapping at ", address, error());
     case LandingFault::kMap:

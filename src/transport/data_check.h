@@ -44,9 +44,9 @@ constexpr const char* DescribeDefect(DataDefect defect) {
     case DataDefect::kReservedNotZero:
       return "a reserved field that is not zero";
     case DataDefect::kBadCount:
-      return "a count that is out of bounds";
+      return "a count out of bounds";
     case DataDefect::kBadPayloadSize:
-      return "a payload size that is out of bounds";
+      return "a payload size out of bounds";
     case DataDefect::kBadArgument:
       return "an argument where none belongs";
     case DataDefect::kUnaligned:
@@ -56,7 +56,7 @@ constexpr const char* DescribeDefect(DataDefect defect) {
     case DataDefect::kOutsideUserSpace:
       return "a range outside user space";
     case DataDefect::kNotAscending:
-      return "ranges that overlap or are out of order";
+      return "ranges that are not ascending and disjoint";
     case DataDefect::kPayloadMismatch:
       return "a payload size that differs from its extents";
     case DataDefect::kBadMapFlags:
@@ -123,11 +123,14 @@ constexpr uint64_t TableBytes(const DataHeader& header) {
   }
 }
 
-// The header.count extents of an unmap, drop or pages frame.
-constexpr DataDefect CheckExtents(const DataHeader& header, const WireExtent* extents) {
+// The header.count extents of an unmap, drop or pages frame. `where` gets the address of the one
+// that is bad.
+constexpr DataDefect CheckExtents(const DataHeader& header, const WireExtent* extents,
+                                  uint64_t* where = nullptr) {
   uint64_t previous_end = 0;
   uint64_t total_bytes = 0;
   for (uint32_t i = 0; i < header.count; ++i) {
+    if (where != nullptr) *where = extents[i].start;
     const DataDefect defect = CheckRange(extents[i].start, extents[i].bytes);
     if (defect != DataDefect::kNone) return defect;
     if (extents[i].start < previous_end) return DataDefect::kNotAscending;

@@ -304,7 +304,7 @@ INSTANTIATE_TEST_SUITE_P(
                  [](FrameSource& s) {
                    s.Ranges(DataKind::kDrop, {{kPlain, 0}});
                  },
-                 "empty extent"},
+                 "empty range"},
         BadFrame{"BeyondUserSpace",
                  [](FrameSource& s) {
                    s.Ranges(DataKind::kUnmap, {{transport::kUserSpaceEnd - kPage, 2 * kPage}});

@@ -15,14 +15,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "src/restore/landing/frame_check.h"
 #include "src/restore/landing/layout.h"
 #include "src/restore/landing/staging.h"
+#include "src/transport/data_check.h"
 #include "src/transport/data_format.h"
 
 namespace predump::restore {
 namespace {
 
+using transport::DataDefect;
 using transport::DataHeader;
 using transport::DataKind;
 using transport::MapRecord;
@@ -85,16 +86,19 @@ class LandingProgram {
     for (;;) {
       DataHeader header;
       Receive(&header, sizeof(header));
-      CheckFrame(CheckHeader(header), 0);
+      CheckFrame(transport::CheckHeader(header), 0);
       round_ = header.round;
-      const uint32_t extents = ExtentCount(header);
-      if (extents != 0) {
-        Receive(g_buffers.extents, extents * sizeof(WireExtent));
+      const auto kind = static_cast<DataKind>(header.kind);
+      // Of a map the table is its record, which Map() reads.
+      const bool has_extents = kind != DataKind::kMap && transport::TableBytes(header) != 0;
+      const uint32_t extents = has_extents ? header.count : 0;
+      if (has_extents) {
+        Receive(g_buffers.extents, transport::TableBytes(header));
         uint64_t where = 0;
-        const FrameFault fault = CheckExtents(header, g_buffers.extents, &where);
-        CheckFrame(fault, where);
+        const DataDefect defect = transport::CheckExtents(header, g_buffers.extents, &where);
+        CheckFrame(defect, where);
       }
-      switch (static_cast<DataKind>(header.kind)) {
+      switch (kind) {
         case DataKind::kMap:
           Map();
           break;
@@ -134,9 +138,9 @@ class LandingProgram {
     for (;;) Call(__NR_exit_group, 1);
   }
 
-  void CheckFrame(FrameFault fault, uint64_t address) {
-    if (fault == FrameFault::kNone) return;
-    shared_->frame_fault = static_cast<uint32_t>(fault);
+  void CheckFrame(DataDefect defect, uint64_t address) {
+    if (defect == DataDefect::kNone) return;
+    shared_->frame_defect = static_cast<uint32_t>(defect);
     constexpr int kEproto = 71;
     GiveUp(LandingFault::kFrame, kEproto, address);
   }
@@ -158,12 +162,12 @@ class LandingProgram {
   void Map() {
     MapRecord record;
     Receive(&record, sizeof(record));
-    CheckFrame(CheckMap(record), record.start);
+    CheckFrame(transport::CheckMapRecord(record), record.start);
     int64_t fd = -1;
     if (record.path_bytes != 0) {
       Receive(shared_->path, record.path_bytes);
       shared_->path[record.path_bytes] = '\0';
-      CheckFrame(CheckPath(shared_->path, record.path_bytes), record.start);
+      CheckFrame(transport::CheckPath(shared_->path, record.path_bytes), record.start);
       const int mode = (record.flags & transport::kMapWritable) != 0 ? O_RDWR : O_RDONLY;
       fd = Call(__NR_open, AddressOf(shared_->path), static_cast<uint64_t>(mode | O_CLOEXEC));
       if (Failed(fd)) GiveUp(LandingFault::kOpen, static_cast<int>(-fd), record.start);
@@ -351,7 +355,7 @@ class LandingProgram {
 
   // Opens a reservation for the pages that come after all. False: nothing (private) is there.
   bool MakeWritable(const IoVector& vector) {
-    const uint64_t start = AddressOf(vector.base) & ~(kWirePageBytes - 1);
+    const uint64_t start = AddressOf(vector.base) & ~(transport::kWirePageBytes - 1);
     const uint64_t end = AddressOf(vector.base) + vector.bytes;
     return !Failed(Call(__NR_mprotect, start, end - start, PROT_READ | PROT_WRITE));
   }

@@ -46,7 +46,7 @@ enum class LandingFault : uint32_t {
   kNone = 0,
   kEndOfStream,  // the data connection ended before the final mark
   kReceive,      // recvmsg(2) failed; error_number says how
-  kFrame,        // a frame broke a rule of data_format.h; frame_fault says which
+  kFrame,        // a frame broke a rule of data_format.h; frame_defect says which
   kOpen,         // open(2) of `path`
   kMap,          // mmap(2) at `address` (of `path`, if any)
   kUnmap,        // munmap(2)
@@ -65,7 +65,7 @@ struct LandingShared {
 
   uint32_t fault;  // LandingFault
   int32_t error_number;
-  uint32_t frame_fault;  // FrameFault
+  uint32_t frame_defect;  // transport::DataDefect
   uint32_t final_reached;
   uint64_t address;
   uint64_t final_round;
