@@ -32,19 +32,29 @@ int Run(const ResolveText& text) {
     absl::FPrintF(stderr, "predump: --resume and --end need --pid N: decide for one process\n");
     return static_cast<int>(MigrationStatus::kUsage);
   }
-  const auto results = Resolve(options);
-  if (!results.ok()) {
-    absl::FPrintF(stderr, "predump: %s\n", std::string(results.status().message()));
+  const auto resolution = Resolve(options);
+  if (!resolution.ok()) {
+    absl::FPrintF(stderr, "predump: %s\n", std::string(resolution.status().message()));
     return static_cast<int>(MigrationStatus::kFailed);
   }
-  if (results->empty()) absl::PrintF("nothing is parked here\n");
+  if (resolution->processes.empty() && resolution->unreadable.empty()) {
+    absl::PrintF("nothing is parked here\n");
+  }
   bool open = false;
-  for (const ResolvedProcess& process : *results) {
+  // Asked for one process that was found, the others are only mentioned.
+  bool failed = !resolution->unreadable.empty() && !options.pid.has_value();
+  for (const ResolvedProcess& process : resolution->processes) {
     absl::PrintF("process %d (%s) to %s: %s\n", process.pid, process.command, process.target,
                  process.message);
     open |= process.result == ResolvedProcess::Result::kUndecided;
+    failed |= process.result == ResolvedProcess::Result::kFailed;
   }
-  return static_cast<int>(open ? MigrationStatus::kParked : MigrationStatus::kCompleted);
+  for (const std::string& line : resolution->unreadable) {
+    absl::FPrintF(stderr, "predump: %s; left as it is\n", line);
+  }
+  // What may still settle by itself first: a script that asks again until then sees the rest last.
+  if (open) return static_cast<int>(MigrationStatus::kParked);
+  return static_cast<int>(failed ? MigrationStatus::kFailed : MigrationStatus::kCompleted);
 }
 
 }  // namespace

@@ -21,19 +21,21 @@ constexpr int kJournalVersion = 1;
 constexpr char kCommitted[] = ".json";
 constexpr char kPrepared[] = ".prepared";
 
-absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& text) {
+absl::StatusOr<JournalEntry> Parse(const std::string& text) {
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  const auto broken = [&path](absl::string_view why) {
-    return absl::DataLossError(absl::StrCat("journal ", path, " ", why));
-  };
-  if (!json.is_object()) return broken("is not a JSON object");
-  if (json.value("version", 0) != kJournalVersion) return broken("has another version");
+  if (!json.is_object()) return absl::DataLossError("it is damaged: not a JSON object");
   JournalEntry entry;
   try {
+    if (const int version = json.at("version").get<int>(); version != kJournalVersion) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("it was written by another version of predump (format ", version,
+                       ", this one knows ", kJournalVersion, "); use that one"));
+    }
     entry.session_id = absl::HexStringToBytes(json.at("session").get<std::string>());
     entry.process.pid = json.at("pid").get<pid_t>();
     entry.process.start_time_ticks = json.at("start-time-ticks").get<uint64_t>();
     entry.process.boot_id = json.at("boot-id").get<std::string>();
+    entry.process.pid_namespace = json.value("pid-namespace", uint64_t{0});
     entry.command = json.at("command").get<std::string>();
     entry.target = json.at("target").get<std::string>();
     entry.target_boot_id = json.at("target-boot-id").get<std::string>();
@@ -42,9 +44,20 @@ absl::StatusOr<JournalEntry> Parse(const std::string& path, const std::string& t
     entry.engine.pid = json.at("engine-pid").get<pid_t>();
     entry.engine.start_time_ticks = json.at("engine-start-time-ticks").get<uint64_t>();
   } catch (const nlohmann::json::exception& e) {
-    return broken(e.what());
+    return absl::DataLossError(absl::StrCat("it is damaged: ", e.what()));
   }
   return entry;
+}
+
+// Whether an entry of this boot speaks of that process, or may: under another number it may where
+// numbers are another pid namespace's.
+bool MaySpeakOf(const kernel::ProcessIdentity& entry, const kernel::ProcessIdentity& process) {
+  if (entry.boot_id != process.boot_id || entry.start_time_ticks != process.start_time_ticks) {
+    return false;
+  }
+  const bool same_numbers =
+      entry.pid_namespace == 0 || entry.pid_namespace == process.pid_namespace;
+  return !same_numbers || entry.pid == process.pid;
 }
 
 }  // namespace
@@ -68,6 +81,7 @@ absl::Status Journal::Prepare(const JournalEntry& entry) const {
       {"pid", entry.process.pid},
       {"start-time-ticks", entry.process.start_time_ticks},
       {"boot-id", entry.process.boot_id},
+      {"pid-namespace", entry.process.pid_namespace},
       {"command", entry.command},
       {"target", entry.target},
       {"target-boot-id", entry.target_boot_id},
@@ -102,43 +116,52 @@ absl::Status Journal::Remove(const JournalEntry& entry) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<JournalEntry>> Journal::List() const { return ListFiles(kCommitted); }
+absl::StatusOr<JournalListing> Journal::List() const { return ListFiles(kCommitted); }
 
-absl::StatusOr<std::optional<JournalEntry>> Journal::FindUnsettled(
+absl::StatusOr<std::vector<std::string>> Journal::FindUnsettled(
     const std::string& directory, const kernel::ProcessHandle& process) {
-  if (::access(directory.c_str(), F_OK) != 0 && errno == ENOENT) return std::nullopt;
-  PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, Journal(directory).List());
-  PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, kernel::ReadBootId());
-  for (const JournalEntry& entry : entries) {
-    if (entry.process.pid == process.pid() &&
-        entry.process.start_time_ticks == process.start_time_ticks() &&
-        entry.process.boot_id == boot_id) {
-      return entry;
-    }
+  std::vector<std::string> reasons;
+  if (::access(directory.c_str(), F_OK) != 0 && errno == ENOENT) return reasons;
+  PREDUMP_ASSIGN_OR_RETURN(const JournalListing listing, Journal(directory).List());
+  PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessIdentity identity,
+                           kernel::ProcessIdentity::Of(process));
+  for (const JournalEntry& entry : listing.entries) {
+    if (!MaySpeakOf(entry.process, identity)) continue;
+    reasons.push_back(absl::StrCat("process ", process.pid(), ": an earlier handover to ",
+                                   entry.target, " was never settled (run `predump resolve --pid ",
+                                   entry.process.pid, "`)"));
   }
-  return std::nullopt;
+  for (const std::string& line : listing.unreadable) {
+    reasons.push_back(absl::StrCat("process ", process.pid(), ": ", line,
+                                   "; it may speak of this process (see `predump resolve`)"));
+  }
+  return reasons;
 }
 
-absl::StatusOr<std::vector<JournalEntry>> Journal::ListPrepared() const {
+absl::StatusOr<JournalListing> Journal::ListPrepared() const {
   return ListFiles(absl::StrCat(kCommitted, kPrepared));
 }
 
-absl::StatusOr<std::vector<JournalEntry>> Journal::ListFiles(absl::string_view suffix) const {
-  std::vector<JournalEntry> entries;
+absl::StatusOr<JournalListing> Journal::ListFiles(absl::string_view suffix) const {
+  JournalListing listing;
   std::error_code error;
   std::filesystem::directory_iterator files(directory_, error);
   if (error) return base::ErrnoError(error.value(), "list ", directory_);
   for (const auto& file : files) {
     const std::string path = file.path().string();
     if (!absl::EndsWith(path, suffix)) continue;
-    absl::StatusOr<std::string> text = base::ReadWholeFile(path);
+    const absl::StatusOr<std::string> text = base::ReadWholeFile(path);
     // Settled by somebody else between listing and reading.
-    if (!text.ok() && base::ErrnoOf(text.status()) == ENOENT) continue;
-    PREDUMP_RETURN_IF_ERROR(text);
-    PREDUMP_ASSIGN_OR_RETURN(JournalEntry entry, Parse(path, *text));
-    entries.push_back(std::move(entry));
+    if (base::ErrnoOf(text.status()) == ENOENT) continue;
+    absl::StatusOr<JournalEntry> entry = text.ok() ? Parse(*text) : text.status();
+    if (entry.ok()) {
+      listing.entries.push_back(*std::move(entry));
+    } else {
+      listing.unreadable.push_back(
+          absl::StrCat("journal entry ", path, ": ", entry.status().message()));
+    }
   }
-  return entries;
+  return listing;
 }
 
 }  // namespace predump

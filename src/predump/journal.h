@@ -2,11 +2,11 @@
 // Commit and the end of the handover (DESIGN 10).
 //
 // One JSON file per handover, /run/predump/source/SESSION.json, in place before Commit is sent and
-// removed once the fate of the process is settled.
+// removed once the fate of the process is settled. Pids are those of the pid namespace that is
+// written down with them.
 #ifndef PREDUMP_PREDUMP_JOURNAL_H_
 #define PREDUMP_PREDUMP_JOURNAL_H_
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +33,13 @@ struct JournalEntry {
   std::string session_hex() const;
 };
 
+// What a directory of entries holds.
+struct JournalListing {
+  std::vector<JournalEntry> entries;
+  // Files that cannot be read, or were written by another version: one line each, with the name.
+  std::vector<std::string> unreadable;
+};
+
 class Journal {
  public:
   // `directory` (default /run/predump/source) is made, mode 0700. Errors: PermissionDenied when
@@ -48,19 +55,19 @@ class Journal {
   void Discard(const JournalEntry& entry) const;
   // Takes it back. No error where there is none.
   absl::Status Remove(const JournalEntry& entry) const;
-  // The entry of an earlier handover of this process that counts still; nullopt: none. Makes no
-  // directory.
-  static absl::StatusOr<std::optional<JournalEntry>> FindUnsettled(
+  // Why this process may not be handed over: an earlier handover of it counts still, or an entry
+  // may speak of it and cannot be read. One line each; empty: nothing. Makes no directory.
+  static absl::StatusOr<std::vector<std::string>> FindUnsettled(
       const std::string& directory, const kernel::ProcessHandle& process);
   // Entries that an engine prepared; it has died since, or is about to commit.
-  absl::StatusOr<std::vector<JournalEntry>> ListPrepared() const;
-  // All that count; a file that cannot be read or parsed is an error that names it.
-  absl::StatusOr<std::vector<JournalEntry>> List() const;
+  absl::StatusOr<JournalListing> ListPrepared() const;
+  // All that count. Errors: the directory cannot be read.
+  absl::StatusOr<JournalListing> List() const;
 
  private:
   explicit Journal(std::string directory) : directory_(std::move(directory)) {}
   std::string PathOf(const JournalEntry& entry) const;
-  absl::StatusOr<std::vector<JournalEntry>> ListFiles(absl::string_view suffix) const;
+  absl::StatusOr<JournalListing> ListFiles(absl::string_view suffix) const;
 
   std::string directory_;
 };

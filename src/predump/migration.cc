@@ -50,13 +50,9 @@ std::string Line(const proto::Blocker& blocker) {
 absl::Status RefuseUnsettled(const MigrationOptions& options, const kernel::ProcessHandle& process,
                              std::vector<std::string>& blockers) {
   PREDUMP_ASSIGN_OR_RETURN(
-      const std::optional<JournalEntry> entry,
+      const std::vector<std::string> reasons,
       Journal::FindUnsettled(absl::StrCat(options.state_directory, "/source"), process));
-  if (entry.has_value()) {
-    blockers.push_back(
-        absl::StrCat("process ", entry->process.pid, ": an earlier handover to ", entry->target,
-                     " was never settled (run `predump resolve --pid ", entry->process.pid, "`)"));
-  }
+  blockers.insert(blockers.end(), reasons.begin(), reasons.end());
   return absl::OkStatus();
 }
 

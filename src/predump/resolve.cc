@@ -19,11 +19,26 @@ class Resolver {
   Resolver(const ResolveOptions& options, const Journal& journal, std::string boot_id)
       : options_(options), journal_(journal), boot_id_(std::move(boot_id)) {}
 
-  absl::StatusOr<ResolvedProcess> Settle(const JournalEntry& entry) const {
+  ResolvedProcess Settle(const JournalEntry& entry) const {
     ResolvedProcess resolved;
     resolved.pid = entry.process.pid;
     resolved.command = entry.command;
     resolved.target = options_.to.value_or(entry.target);
+    absl::StatusOr<ResolvedProcess> settled = TrySettle(entry, resolved);
+    if (settled.ok()) return *std::move(settled);
+    resolved.result = ResolvedProcess::Result::kFailed;
+    resolved.message = absl::StrCat("not settled: ", settled.status().message());
+    return resolved;
+  }
+
+ private:
+  struct Verdict {
+    std::optional<PersonsDecision> decision;
+    std::string why;
+  };
+
+  absl::StatusOr<ResolvedProcess> TrySettle(const JournalEntry& entry,
+                                            ResolvedProcess resolved) const {
     if (entry.process.boot_id != boot_id_) {
       return Settled(entry, std::move(resolved), ResolvedProcess::Result::kGone,
                      "this host has been restarted since; nothing is left of it here");
@@ -45,12 +60,6 @@ class Resolver {
     if (*verdict.decision == PersonsDecision::kResumeHere) return Resume(entry, *process, resolved);
     return End(entry, *process, resolved);
   }
-
- private:
-  struct Verdict {
-    std::optional<PersonsDecision> decision;
-    std::string why;
-  };
 
   Verdict Decide(const JournalEntry& entry, const std::string& target) const {
     if (options_.decision.has_value()) return {options_.decision, "as you decided"};
@@ -126,36 +135,41 @@ class Resolver {
   std::string boot_id_;
 };
 
-// What engines prepared that died before they committed: their processes simply ran on.
+// What engines prepared that died before they committed: their processes simply ran on. Whose
+// engine cannot be judged from here stays: it does not count.
 absl::Status DiscardPrepared(const Journal& journal) {
-  PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.ListPrepared());
-  for (const JournalEntry& entry : entries) {
-    PREDUMP_ASSIGN_OR_RETURN(const auto engine, kernel::FindProcess(entry.engine));
-    if (!engine.has_value()) journal.Discard(entry);
+  PREDUMP_ASSIGN_OR_RETURN(const JournalListing prepared, journal.ListPrepared());
+  for (const JournalEntry& entry : prepared.entries) {
+    const auto engine = kernel::FindProcess(entry.engine);
+    if (engine.ok() && !engine->has_value()) journal.Discard(entry);
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& options) {
+absl::StatusOr<Resolution> Resolve(const ResolveOptions& options) {
   PREDUMP_ASSIGN_OR_RETURN(const Journal journal,
                            Journal::Open(absl::StrCat(options.state_directory, "/source")));
-  PREDUMP_ASSIGN_OR_RETURN(const std::vector<JournalEntry> entries, journal.List());
+  PREDUMP_ASSIGN_OR_RETURN(JournalListing listing, journal.List());
   PREDUMP_ASSIGN_OR_RETURN(std::string boot_id, kernel::ReadBootId());
   PREDUMP_RETURN_IF_ERROR(DiscardPrepared(journal));
   const Resolver resolver(options, journal, std::move(boot_id));
-  std::vector<ResolvedProcess> results;
-  for (const JournalEntry& entry : entries) {
+  Resolution resolution;
+  resolution.unreadable = std::move(listing.unreadable);
+  for (const JournalEntry& entry : listing.entries) {
     if (options.pid.has_value() && *options.pid != entry.process.pid) continue;
-    PREDUMP_ASSIGN_OR_RETURN(ResolvedProcess resolved, resolver.Settle(entry));
-    results.push_back(std::move(resolved));
+    resolution.processes.push_back(resolver.Settle(entry));
   }
-  if (options.pid.has_value() && results.empty()) {
-    return absl::NotFoundError(
-        absl::StrCat("no handover of process ", *options.pid, " is waiting to be settled here"));
+  if (options.pid.has_value() && resolution.processes.empty()) {
+    std::string message =
+        absl::StrCat("no handover of process ", *options.pid, " is waiting to be settled here");
+    for (const std::string& line : resolution.unreadable) {
+      absl::StrAppend(&message, "; but ", line);
+    }
+    return absl::NotFoundError(message);
   }
-  return results;
+  return resolution;
 }
 
 }  // namespace predump

@@ -32,6 +32,7 @@ struct ResolvedProcess {
     kGone,         // nothing was left to settle
     kUndecided,    // the target could not be asked or has not decided: still parked
     kEngineAlive,  // an engine is still at work on it
+    kFailed,       // it could not be settled from here: still parked
   };
   pid_t pid = 0;
   std::string command;
@@ -40,9 +41,15 @@ struct ResolvedProcess {
   std::string message;
 };
 
-// One result for each journal entry looked at. Errors: the journal cannot be read; `pid` was given
-// and there is no entry for it (NotFound).
-absl::StatusOr<std::vector<ResolvedProcess>> Resolve(const ResolveOptions& options);
+struct Resolution {
+  std::vector<ResolvedProcess> processes;  // one for each journal entry looked at
+  // Journal entries that say nothing to us: one line each, with the file's name.
+  std::vector<std::string> unreadable;
+};
+
+// Looks at each entry by itself: what is wrong with one keeps no other from being settled. Errors:
+// the journal cannot be read at all; `pid` was given and there is no entry for it (NotFound).
+absl::StatusOr<Resolution> Resolve(const ResolveOptions& options);
 
 }  // namespace predump
 

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """The moments of DESIGN 10 at which the right to run passes on: whoever dies, one copy goes on."""
+import os
 import signal
 import sys
 
@@ -224,6 +225,23 @@ class Handover(harness.E2eTest):
         code, text = self.resolve_through()
         self.assertEqual(code, 0, text)
         self.assertIn("goes on here", text)
+        self.assert_at_source()
+
+    def test_a_damaged_entry_keeps_no_other_from_being_settled(self):
+        self.die("after-stop")
+        self.assert_parked()
+        damaged = os.path.join(self.state, "source", "00.json")
+        with open(damaged, "w", encoding="ascii") as file:
+            file.write("{")
+        code, text = self.resolve_through()
+        self.assertEqual(code, harness.FAILED, text)
+        self.assertIn("goes on here", text)
+        self.assertIn(damaged, text)
+        # It may speak of this process: nothing is moved before somebody has looked at it.
+        result = self.lab.engine(self.workload.pid, self.server.address).result()
+        self.assert_exit(result, harness.REFUSED)
+        self.assertIn(damaged, result["blockers"][0])
+        os.unlink(damaged)
         self.assert_at_source()
 
     def test_nothing_is_parked(self):

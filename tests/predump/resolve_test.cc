@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <fstream>
 #include <optional>
 #include <string>
 
@@ -65,7 +66,8 @@ class ResolveTest : public ::testing::Test {
         process_(*ProcessHandle::Open(child_.pid())) {}
 
   // As an engine leaves it that dies after Commit. The stop may still be on its way.
-  void DieCommitting(const std::string& target) {
+  // `pid_namespace` 0: ours.
+  void DieCommitting(const std::string& target, uint64_t pid_namespace = 0) {
     SharedValue<std::atomic<int>> committed;
     ChildProcess engine([&] {
       auto frozen = FrozenProcess::Freeze(process_, absl::Seconds(5));
@@ -77,6 +79,7 @@ class ResolveTest : public ::testing::Test {
     JournalEntry entry;
     entry.session_id = "sixteen bytes id";
     entry.process = *kernel::ProcessIdentity::Of(process_);
+    if (pid_namespace != 0) entry.process.pid_namespace = pid_namespace;
     entry.command = "test";
     entry.target = target;
     entry.target_boot_id = kBoot;
@@ -95,9 +98,9 @@ class ResolveTest : public ::testing::Test {
     options.state_directory = directory_.path();
     options.pid = process_.pid();
     options.decision = decision;
-    const auto resolved = Resolve(options);
-    EXPECT_TRUE(resolved.ok()) << resolved.status();
-    return resolved.ok() ? resolved->front() : ResolvedProcess();
+    const auto resolution = Resolve(options);
+    EXPECT_TRUE(resolution.ok()) << resolution.status();
+    return resolution.ok() ? resolution->processes.front() : ResolvedProcess();
   }
 
   bool Runs() {
@@ -155,6 +158,41 @@ TEST_F(ResolveTest, AnotherBootIsNotBelievedWhateverItSays) {
     EXPECT_EQ(decided.result, ResolvedProcess::Result::kResumed) << decided.message;
     EXPECT_TRUE(Runs());
   }
+}
+
+// In another pid namespace the numbers are other processes', or nobody's: taken for ours, the
+// process would count as gone and stay stopped for ever.
+TEST_F(ResolveTest, NumbersOfAnotherPidNamespaceAreLeftAlone) {
+  DieCommitting("127.0.0.1:1", *kernel::OwnPidNamespace() + 1);
+  ASSERT_TRUE(Eventually([&] { return kernel::ReadStat(process_)->state == 'T'; }));
+  for (const auto& decision : {std::optional<PersonsDecision>(),
+                               std::optional<PersonsDecision>(PersonsDecision::kEndHere)}) {
+    const ResolvedProcess resolved = ResolveIt(decision);
+    EXPECT_EQ(resolved.result, ResolvedProcess::Result::kFailed);
+    EXPECT_THAT(resolved.message, HasSubstr("pid namespace"));
+    EXPECT_EQ(kernel::ReadStat(process_)->state, 'T');
+  }
+  // The entry is still there.
+  EXPECT_EQ(Journal::Open(directory_.File("source"))->List()->entries.size(), 1u);
+}
+
+TEST_F(ResolveTest, WhatIsWrongWithOneEntryKeepsNoOtherFromBeingSettled) {
+  ASSERT_TRUE(Journal::Open(directory_.File("source")).ok());
+  // Listed in no particular order: some of them come before the good one.
+  for (int i = 0; i < 8; ++i) {
+    std::ofstream(directory_.File(absl::StrCat("source/damaged", i, ".json"))) << "{";
+  }
+  DieCommitting("127.0.0.1:1");
+  ResolveOptions options;
+  options.state_directory = directory_.path();
+  options.connect_timeout = absl::Seconds(1);
+  auto resolution = Resolve(options);
+  ASSERT_TRUE(resolution.ok()) << resolution.status();
+  EXPECT_EQ(resolution->unreadable.size(), 8u);
+  ASSERT_EQ(resolution->processes.size(), 1u);
+  EXPECT_EQ(resolution->processes[0].result, ResolvedProcess::Result::kUndecided);
+  EXPECT_EQ(ResolveIt(PersonsDecision::kResumeHere).result, ResolvedProcess::Result::kResumed);
+  EXPECT_TRUE(Runs());
 }
 
 TEST_F(ResolveTest, ProcessIsResumedRightAfterItsEngineDied) {
