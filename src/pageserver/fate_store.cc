@@ -68,6 +68,12 @@ Fate RunningAs(const FateRecord& record) {
   return {Outcome::kRunning, record.landing.has_value() ? record.landing->pid : 0};
 }
 
+// Between commit and resumption: if its session is dead, somebody has to bring it to an end.
+bool IsOpen(const FateRecord& record) {
+  return record.state == FateState::kCommitted ||
+         (record.state == FateState::kReleased && !record.resumed);
+}
+
 struct DirCloser {
   void operator()(DIR* dir) const { ::closedir(dir); }
 };
@@ -358,7 +364,7 @@ absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view
   return RunningAs(record);
 }
 
-absl::Status FateStore::Settle(absl::Duration limit) {
+absl::StatusOr<std::vector<std::string>> FateStore::ListSessions() const {
   const std::unique_ptr<DIR, DirCloser> dir(::opendir(directory_.c_str()));
   if (dir == nullptr) return base::ErrnoError(errno, "opendir ", directory_);
   std::vector<std::string> ids;
@@ -370,6 +376,24 @@ absl::Status FateStore::Settle(absl::Duration limit) {
     }
     ids.push_back(absl::HexStringToBytes(name));
   }
+  return ids;
+}
+
+absl::StatusOr<bool> FateStore::NeedsSettling(absl::Duration limit) const {
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<std::string> ids, ListSessions());
+  for (const std::string& id : ids) {
+    const absl::StatusOr<FateRecord> record = Read(id);
+    // Half written, or damaged: the former is whole the next time, the latter nobody can settle.
+    if (!record.ok()) continue;
+    if (IsOpen(*record)) return true;
+    const bool ran = record->state == FateState::kReleased;
+    if (!ran && absl::Now() - record->written >= limit) return true;
+  }
+  return false;
+}
+
+absl::Status FateStore::Settle(absl::Duration limit) {
+  PREDUMP_ASSIGN_OR_RETURN(const std::vector<std::string> ids, ListSessions());
   absl::Status first;
   for (const std::string& id : ids) first.Update(SettleOne(id, limit));
   return first;
@@ -379,8 +403,7 @@ absl::Status FateStore::SettleOne(const std::string& session_id, absl::Duration 
   const absl::StatusOr<FateRecord> before = Read(session_id);
   if (absl::IsNotFound(before.status())) return absl::OkStatus();
   if (!before.ok()) return before.status();
-  if (before->state == FateState::kCommitted ||
-      (before->state == FateState::kReleased && !before->resumed)) {
+  if (IsOpen(*before)) {
     PREDUMP_RETURN_IF_ERROR(Decide(session_id));
   }
   PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());

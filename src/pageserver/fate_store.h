@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -105,6 +106,9 @@ class FateStore {
   // namespace). In every error the fate is open and the source stays as it is.
   absl::StatusOr<Fate> Decide(absl::string_view session_id);
 
+  // Whether Settle(limit) may have something to do. Looks without the lock: what is in motion may
+  // count.
+  absl::StatusOr<bool> NeedsSettling(absl::Duration limit) const;
   // Brings to an end what dead sessions left between commit and resumption, and forgets fates older
   // than `limit`, but none of a released process: its source may still be parked, and "unknown"
   // means "may run at the source". Returns the first error, after trying all.
@@ -127,6 +131,8 @@ class FateStore {
   absl::StatusOr<std::optional<Fate>> DecideNow(absl::string_view session_id, bool going_is_final);
   absl::StatusOr<std::optional<Fate>> DecideCommitted(absl::string_view session_id,
                                                       FateRecord record, bool going_is_final);
+  // Ids of all sessions on record.
+  absl::StatusOr<std::vector<std::string>> ListSessions() const;
   absl::Status SettleOne(const std::string& session_id, absl::Duration limit);
 
   std::string directory_;

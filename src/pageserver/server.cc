@@ -33,6 +33,8 @@ using transport::Deadline;
 constexpr absl::Duration kEndTimeout = absl::Seconds(10);
 // Out of descriptors: a connection may wait until others have gone.
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
+// What cannot be settled (its landing is of another pid namespace) is tried ever more seldom.
+constexpr int kMostSettlePause = 64;  // times settle_interval
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
 
@@ -113,7 +115,8 @@ class Server {
       : options_(options),
         listener_(std::move(listener)),
         signals_(std::move(signals)),
-        store_(std::move(store)) {}
+        store_(std::move(store)),
+        next_settling_(Deadline::After(options.settle_interval)) {}
 
   absl::StatusOr<int> Serve() {
     while (!ending_) {
@@ -122,6 +125,7 @@ class Server {
       Reap();
       if (!ending_ && accepting()) AcceptAll();
       AdvanceHalfOpen();
+      if (!ending_ && next_settling_.passed()) SettleIfNeeded();
     }
     listener_.fd = base::UniqueFd();
     half_open_.clear();
@@ -134,22 +138,19 @@ class Server {
 
   absl::Status WaitForEvent() {
     std::vector<pollfd> watched = {{signals_.fd(), POLLIN, 0}};
-    Deadline deadline = Deadline::Never();
+    Deadline deadline = next_settling_;
     if (accepting()) {
       accept_pause_.reset();
       watched.push_back({listener_.fd.get(), POLLIN, 0});
     } else {
-      deadline = *accept_pause_;
+      deadline = Deadline::Earlier(deadline, *accept_pause_);
     }
     for (const HalfOpen& connection : half_open_) {
       watched.push_back({connection.fd(), POLLIN, 0});
       deadline = Deadline::Earlier(deadline, connection.deadline());
     }
-    timespec timeout = {};
-    if (!deadline.never()) timeout = absl::ToTimespec(deadline.Remaining());
-    if (::ppoll(watched.data(), watched.size(), deadline.never() ? nullptr : &timeout, nullptr) <
-            0 &&
-        errno != EINTR) {
+    const timespec timeout = absl::ToTimespec(deadline.Remaining());
+    if (::ppoll(watched.data(), watched.size(), &timeout, nullptr) < 0 && errno != EINTR) {
       return base::ErrnoError(errno, "ppoll");
     }
     return absl::OkStatus();
@@ -251,6 +252,19 @@ class Server {
     sessions_.push_back({pid, std::move(channel->first), *std::move(token), false});
   }
 
+  // A session may have lost its source, or its own life, between commit and resumption without our
+  // seeing it: a server before us started it, it could not finish, or a settler could not.
+  void SettleIfNeeded() {
+    const bool at_work = std::any_of(sessions_.begin(), sessions_.end(),
+                                     [](const auto& session) { return session.is_settler; });
+    if (!at_work) {
+      const absl::StatusOr<bool> needed = store_.NeedsSettling(options_.record_limit);
+      if (!needed.ok()) spdlog::warn("records of sessions: {}", Text(needed.status()));
+      if (needed.ok() && *needed) StartSettler();
+    }
+    next_settling_ = Deadline::After(options_.settle_interval * settle_pause_);
+  }
+
   // A session that was killed may have left a process between commit and resumption: its source
   // waits. A process of its own does it, because it traces and may wait.
   void StartSettler() {
@@ -301,8 +315,12 @@ class Server {
         living.push_back(std::move(session));
         continue;
       }
-      if (session.is_settler) continue;
       const bool exited = reaped == session.pid && WIFEXITED(status);
+      if (session.is_settler) {
+        const bool settled = exited && WEXITSTATUS(status) == 0;
+        settle_pause_ = settled ? 1 : std::min(2 * settle_pause_, kMostSettlePause);
+        continue;
+      }
       if (!exited) {
         spdlog::error("session process {} was killed (signal {})", session.pid,
                       WIFSIGNALED(status) ? WTERMSIG(status) : 0);
@@ -345,6 +363,8 @@ class Server {
   std::vector<HalfOpen> half_open_;
   std::vector<SessionProcess> sessions_;
   std::optional<Deadline> accept_pause_;
+  Deadline next_settling_;
+  int settle_pause_ = 1;  // in settle_intervals
   std::optional<int> once_result_;
   bool ending_ = false;
 };

@@ -38,6 +38,13 @@ struct ServerOptions {
   absl::Duration prepare_timeout = absl::Seconds(60);
   // How long to wait for Done; the fate stays on record without it.
   absl::Duration done_timeout = absl::Minutes(10);
+  // A source that says and sends nothing for this long has gone, whatever its connections look
+  // like: the far end of a tunnel may stand for hours after the link behind it was lost. Longer
+  // than anything a source does in silence (hashing for --verify).
+  absl::Duration silence_limit = absl::Minutes(10);
+  // How often records are looked at for what a session left open. Its process stands still until
+  // then, if its source does not ask first.
+  absl::Duration settle_interval = absl::Seconds(10);
   // Fates nobody has asked for are forgotten after this long.
   absl::Duration record_limit = absl::Hours(24 * 7);
   // Connections that have not yet said what they are; the oldest goes when one more comes.

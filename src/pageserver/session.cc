@@ -282,9 +282,9 @@ class Session {
 absl::StatusOr<Session> MakeSession(const ServerOptions& options, SessionArguments arguments) {
   PREDUMP_ASSIGN_OR_RETURN(ControlChannel control,
                            ControlChannel::Adopt(std::move(arguments.control)));
-  PREDUMP_ASSIGN_OR_RETURN(
-      SessionLink link,
-      SessionLink::Create(std::move(control), std::move(arguments.listener), options.send_timeout));
+  PREDUMP_ASSIGN_OR_RETURN(SessionLink link,
+                           SessionLink::Create(std::move(control), std::move(arguments.listener),
+                                               options.send_timeout, options.silence_limit));
   PREDUMP_ASSIGN_OR_RETURN(FateStore store, FateStore::Open(options.state_directory));
   return Session(options, std::move(link), std::move(store), std::move(arguments.data_token),
                  std::move(arguments.peer));

@@ -1,13 +1,12 @@
 // What one session hears: its source on the control connection, and its listener.
 //
-// Answers pings by itself and keeps a data connection until it is asked for. Thread rule: one
-// thread.
+// Answers pings by itself, keeps a data connection until it is asked for, and notices a source that
+// has gone without a word. Thread rule: one thread.
 #ifndef PREDUMP_PAGESERVER_SESSION_LINK_H_
 #define PREDUMP_PAGESERVER_SESSION_LINK_H_
 
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "proto/session.pb.h"
+#include "src/base/clock.h"
 #include "src/base/unique_fd.h"
 #include "src/transport/control_channel.h"
 #include "src/transport/deadline.h"
@@ -24,7 +24,8 @@ namespace predump::pageserver {
 class SessionLink {
  public:
   static absl::StatusOr<SessionLink> Create(transport::ControlChannel control,
-                                            base::UniqueFd listener, absl::Duration send_timeout);
+                                            base::UniqueFd listener, absl::Duration send_timeout,
+                                            absl::Duration silence_limit);
 
   transport::ControlChannel& control() { return control_; }
 
@@ -32,14 +33,15 @@ class SessionLink {
   int events_fd() const { return events_.get(); }
 
   // The next message from the source, if one has arrived; never waits. Errors: Unavailable the
-  // source is gone; Cancelled it cancelled, or the server ends; DataLoss it broke the protocol.
+  // source is gone; Cancelled it cancelled, or the server ends; DataLoss it broke the protocol;
+  // DeadlineExceeded neither of its connections has brought anything for `silence_limit`.
   absl::StatusOr<std::optional<transport::ControlFrame>> Poll();
 
   // Waits for the next message. Errors: as Poll; DeadlineExceeded.
   absl::StatusOr<transport::ControlFrame> Next(transport::Deadline deadline);
 
   // The data connection, once it has come.
-  std::optional<base::UniqueFd> TakeDataConnection() { return std::exchange(data_, std::nullopt); }
+  std::optional<base::UniqueFd> TakeDataConnection();
 
   absl::Status Send(proto::ControlType type, const google::protobuf::MessageLite& message);
 
@@ -48,20 +50,29 @@ class SessionLink {
 
  private:
   SessionLink(transport::ControlChannel control, base::UniqueFd listener, base::UniqueFd events,
-              absl::Duration send_timeout)
+              base::UniqueFd ticks, absl::Duration send_timeout, absl::Duration silence_limit)
       : control_(std::move(control)),
         listener_(std::move(listener)),
         events_(std::move(events)),
-        send_timeout_(send_timeout) {}
+        ticks_(std::move(ticks)),
+        send_timeout_(send_timeout),
+        silence_limit_(silence_limit) {}
 
   absl::Status PollListener();
+  absl::Status CheckSilence();
+  // How long ago the data connection brought something.
+  absl::Duration DataSilence() const;
   absl::Status AnswerPing(const transport::ControlFrame& frame);
 
   transport::ControlChannel control_;
   base::UniqueFd listener_;
-  base::UniqueFd events_;  // an epoll descriptor over both
+  base::UniqueFd events_;  // an epoll descriptor over these and ticks_
+  base::UniqueFd ticks_;   // a timer: time to look for silence
   absl::Duration send_timeout_;
+  absl::Duration silence_limit_;
+  base::Stopwatch since_frame_;  // from the last one on the control connection
   std::optional<base::UniqueFd> data_;
+  base::UniqueFd watched_data_;  // the landing reads it; we only ask when something came
   bool failed_sent_ = false;
 };
 

@@ -368,6 +368,23 @@ TEST_F(FateStoreTest, SettleFinishesWhatADeadSessionLeft) {
   EXPECT_TRUE(Record().resumed);
 }
 
+TEST_F(FateStoreTest, OnlyWhatIsOpenOrOldNeedsSettling) {
+  EXPECT_FALSE(*Open().NeedsSettling(absl::ZeroDuration())) << "nothing is on record";
+  LeaveIn(FateState::kCommitted);
+  EXPECT_TRUE(*Open().NeedsSettling(absl::Hours(1)));
+  ASSERT_TRUE(Open().Settle(absl::Hours(1)).ok());
+  EXPECT_FALSE(*Open().NeedsSettling(absl::ZeroDuration())) << "what ran is kept";
+  ASSERT_EQ(::unlink(RecordPath().c_str()), 0);
+  LeaveIn(FateState::kReleased);
+  EXPECT_TRUE(*Open().NeedsSettling(absl::Hours(1)));
+  ASSERT_EQ(::unlink(RecordPath().c_str()), 0);
+  LeaveIn(FateState::kDestroyed);
+  EXPECT_FALSE(*Open().NeedsSettling(absl::Hours(1)));
+  EXPECT_TRUE(*Open().NeedsSettling(absl::ZeroDuration()));
+  ASSERT_TRUE(base::WriteFileAtomically(RecordPath(), "damaged").ok());
+  EXPECT_FALSE(*Open().NeedsSettling(absl::ZeroDuration()));
+}
+
 TEST_F(FateStoreTest, SettleForgetsOldFatesOfWhatNeverRan) {
   LeaveIn(FateState::kDestroyed);
   ASSERT_TRUE(Open().Settle(absl::Hours(1)).ok());

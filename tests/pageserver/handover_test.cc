@@ -152,6 +152,48 @@ TEST_F(HandoverTest, SourceThatVanishesAtReadyLeavesNothing) {
   EXPECT_EQ(FinalFate(source.session_id()), proto::Fate::DESTROYED);
 }
 
+// As through a tunnel whose far link is lost: the connection stands, and nobody is behind it.
+TEST_F(HandoverTest, SourceThatFallsSilentAtReadyLeavesNothing) {
+  ServerOptions options = Options();
+  options.silence_limit = absl::Seconds(2);
+  server_ = ServerProcess::Start(options);
+  FakeSource source(server_->address());
+  ASSERT_TRUE(BringToReady(source).ok());
+  EXPECT_TRUE(WaitForProcess(pid_, false));
+  EXPECT_THAT(std::string(source.ExpectFailed().message()), HasSubstr("nothing for 2s"));
+  server_->WaitForSessions(0);
+  // Late, it learns that it never ran.
+  EXPECT_EQ(FinalFate(source.session_id()), proto::Fate::DESTROYED);
+}
+
+// A session that an earlier server started is nobody's child here, and may die at any time.
+TEST_F(HandoverTest, WhatAForeignSessionLeavesOpenIsSettledWhileTheServerRuns) {
+  ServerOptions options = Options();
+  options.settle_interval = absl::Milliseconds(100);
+  server_ = ServerProcess::Start(options);
+  FateStore store = *FateStore::Open(directory_.path());
+  const std::string id = "0123456789abcdef";
+  const pid_t landing = ::fork();
+  ASSERT_GE(landing, 0);
+  if (landing == 0) {
+    for (;;) ::pause();
+  }
+  pid_ = landing;
+  ASSERT_EQ(::kill(landing, SIGSTOP), 0);
+  ASSERT_EQ(::waitpid(landing, nullptr, WUNTRACED), landing);
+  {
+    const LiveSession live = *store.BeginSession(id);
+    ASSERT_TRUE(
+        store.Commit(live, *LandingIdentity::Of(*kernel::ProcessHandle::Open(landing))).ok());
+  }
+  // Nobody asks for it.
+  int status = 0;
+  ASSERT_EQ(::waitpid(landing, &status, WCONTINUED), landing);
+  EXPECT_TRUE(WIFCONTINUED(status)) << status;
+  ASSERT_EQ(::kill(landing, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(landing, nullptr, 0), landing);
+}
+
 TEST_F(HandoverTest, SourceThatVanishesAfterCommitLeavesARunningProcess) {
   FakeSource source(server_->address());
   ASSERT_TRUE(BringToReady(source).ok());

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "src/base/clock.h"
 #include "src/transport/data_format.h"
 #include "src/transport/socket.h"
 #include "tests/pageserver/server_process.h"
@@ -239,6 +240,26 @@ TEST_F(ServerTest, SourceThatVanishesBeforeItsDataConnectionLeavesNothing) {
   source.Vanish();
   server->WaitForSessions(0);
   EXPECT_EQ(FateAfterRestart(source.session_id()), proto::Fate::DESTROYED);
+}
+
+TEST_F(ServerTest, SilenceIsToldFromWork) {
+  ServerOptions options = Options();
+  options.silence_limit = absl::Seconds(2);
+  const auto server = ServerProcess::Start(options);
+  FakeSource source(server->address());
+  const pid_t pid = FreePid();
+  source.BringRounds(pid);
+  // Rounds keep coming for longer than that, and not a word on the control connection.
+  uint64_t round = 0;
+  for (const base::Stopwatch watch; watch.Elapsed() < absl::Seconds(4);) {
+    ASSERT_TRUE(source.data().EndRound(++round).ok());
+    const absl::Status acknowledged = source.data().ReadAcknowledge(round, Soon());
+    ASSERT_TRUE(acknowledged.ok()) << acknowledged;
+    ::poll(nullptr, 0, 50);
+  }
+  // And then nothing at all.
+  EXPECT_THAT(std::string(source.ExpectFailed().message()), HasSubstr("nothing for 2s"));
+  EXPECT_TRUE(WaitForProcess(pid, false));
 }
 
 TEST_F(ServerTest, BadDataFrameEndsTheSessionWithItsReason) {
