@@ -9,12 +9,8 @@
 #include "src/kernel/setup_injection.h"
 #include "src/pagemap/choose.h"
 #include "src/pagemap/helper_source.h"
-#include "src/pagemap/readv_source.h"
-
-#if __has_include("src/pagemap/process_vmsplice_source.h")
 #include "src/pagemap/process_vmsplice_source.h"
-#define PREDUMP_HAS_PROCESS_VMSPLICE_SOURCE
-#endif
+#include "src/pagemap/readv_source.h"
 
 namespace predump::core {
 namespace {
@@ -54,12 +50,10 @@ absl::StatusOr<ChosenSource> ChooseAndSetUp(const kernel::ProcessHandle& process
   PREDUMP_ASSIGN_OR_RETURN(const pagemap::Choice choice, Choose(requested));
   ChosenSource chosen;
   chosen.reason = choice.reason;
-#ifdef PREDUMP_HAS_PROCESS_VMSPLICE_SOURCE
   if (choice.name == "process_vmsplice") {
     PREDUMP_ASSIGN_OR_RETURN(chosen.source, pagemap::ProcessVmspliceSource::Create(process));
     return chosen;
   }
-#endif
   if (choice.name == "helper") {
     const absl::Status status = SetUpHelper(process, timeout, chosen);
     if (status.ok()) return chosen;

@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "src/base/units.h"
 #include "src/kernel/clear_refs.h"
 #include "src/kernel/process.h"
 #include "src/pagemap/dirty_tracker.h"
@@ -45,6 +46,9 @@ class SoftDirtyTracker final : public DirtyTracker {
   bool needs_freeze() const override { return true; }
   absl::StatusOr<DirtySet> ScanAndReset(const VmaList& vmas) override;
   absl::StatusOr<DirtySet> FinalScan(const VmaList& vmas) override;
+  base::PageCount owed() const override {
+    return resend_everything_ ? held_.pages() : held_.Intersection(mergeable_).pages();
+  }
   const std::vector<FullResend>& full_resends() const override { return full_resends_; }
   // Marks that nobody looks at do no harm.
   absl::Status Disarm() override { return absl::OkStatus(); }
