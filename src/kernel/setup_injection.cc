@@ -56,7 +56,7 @@ class SetupInjector {
   absl::StatusOr<SetupResult> Run();
 
  private:
-  absl::Status Prepare();
+  absl::Status Prepare(int64_t deadline);
   // DeadlineExceeded, TargetExited: this thread did not stop, or is gone.
   absl::Status StopAndRun(pid_t tid);
   absl::StatusOr<WaitEvent> WaitUntilStopped(Tracee& thread) const;
@@ -93,9 +93,9 @@ absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const Setu
 }
 
 absl::StatusOr<SetupResult> SetupInjector::Run() {
-  PREDUMP_RETURN_IF_ERROR(Prepare());
   const int64_t deadline =
       base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(request_.timeout);
+  PREDUMP_RETURN_IF_ERROR(Prepare(deadline));
   for (;;) {
     PREDUMP_RETURN_IF_ERROR(unstopped_.LetGoOfStopped());
     PREDUMP_ASSIGN_OR_RETURN(const ThreadChoice choice, ChooseThreads(process_, padding_));
@@ -137,7 +137,7 @@ absl::StatusOr<SetupResult> SetupInjector::FinishSetup(int64_t deadline) {
   return std::move(result_);
 }
 
-absl::Status SetupInjector::Prepare() {
+absl::Status SetupInjector::Prepare(int64_t deadline) {
   PREDUMP_ASSIGN_OR_RETURN(const StatusFields status, ReadStatus(process_));
   if (status.tracer_pid != 0) {
     return absl::FailedPreconditionError(
@@ -150,6 +150,7 @@ absl::Status SetupInjector::Prepare() {
   PREDUMP_ASSIGN_OR_RETURN(maps_, ReadMaps(process_));
   PREDUMP_ASSIGN_OR_RETURN(const ProcessMemory memory, ProcessMemory::Open(process_, O_RDONLY));
   PREDUMP_ASSIGN_OR_RETURN(padding_, FindVdsoPadding(maps_, memory));
+  PREDUMP_RETURN_IF_ERROR(AwaitLeftTasks(process_, padding_, memory, deadline));
   if (padding_.size().value() < SetupProgramSize()) {
     return absl::UnimplementedError(absl::StrCat("the vDSO has room for ", padding_.size().value(),
                                                  " bytes only; ", SetupProgramSize(),
@@ -236,6 +237,8 @@ void SetupInjector::NoteBrokenOffCall(const user_regs_struct& stopped, const Sle
 
 absl::Status SetupInjector::Enter(const Tracee& thread, const user_regs_struct& stopped) {
   PREDUMP_RETURN_IF_ERROR(CheckMayRunProgram(thread, padding_));
+  // Until it stopped, this thread may have been the one that made them.
+  PREDUMP_RETURN_IF_ERROR(AwaitLeftTasks(process_, padding_, *memory_, /*deadline_ns=*/0));
   original_ = stopped;
   PREDUMP_RETURN_IF_ERROR(LeaveRestartableSequence(thread, *memory_, &original_));
   PREDUMP_ASSIGN_OR_RETURN(signal_mask_, thread.GetSignalMask());

@@ -56,10 +56,10 @@ struct SetupResult {
 };
 
 // Errors (nothing was done to the target): TargetExited; FailedPrecondition: stopped, traced by
-// somebody else (named), every thread seccomp-filtered, or the padding in use; Unimplemented: not a
-// 64-bit process or no vDSO; DeadlineExceeded no thread could be stopped within the timeout, or one
-// that was asked to has not come back from an uninterruptible wait (named): the kernel lets go of
-// it when the calling thread exits, and it must not be waited for longer than that.
+// somebody else (named), every thread seccomp-filtered, the padding in use, or tasks of another
+// engine inside it; Unimplemented: not a 64-bit process or no vDSO; DeadlineExceeded no thread
+// could be stopped within the timeout, or one that was asked to has not come back from an
+// uninterruptible wait (named), of which the kernel lets go when the calling thread exits.
 absl::StatusOr<SetupResult> InjectSetup(const ProcessHandle& process, const SetupRequest& request);
 
 }  // namespace predump::kernel

@@ -1,12 +1,22 @@
 #include "src/kernel/vdso_padding.h"
 
+#include <dirent.h>
 #include <elf.h>
+#include <linux/kcmp.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <memory>
+#include <optional>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "src/base/clock.h"
 #include "src/base/errors.h"
+#include "src/kernel/procfs_task.h"
 
 namespace predump::kernel {
 namespace {
@@ -21,6 +31,25 @@ bool Load(std::span<const std::byte> image, uint64_t offset, T* out) {
   if (offset > image.size() || sizeof(T) > image.size() - offset) return false;
   memcpy(out, image.data() + offset, sizeof(T));
   return true;
+}
+
+// A process that shares the memory of `process` and may be inside the padding.
+std::optional<pid_t> TaskInside(const ProcessHandle& process, base::AddressRange padding) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir("/proc"), ::closedir);
+  if (directory == nullptr) return std::nullopt;
+  while (const dirent* entry = ::readdir(directory.get())) {
+    pid_t pid = 0;
+    if (!absl::SimpleAtoi(entry->d_name, &pid) || pid == process.pid()) continue;
+    if (::syscall(SYS_kcmp, process.pid(), pid, KCMP_VM, 0ul, 0ul) != 0) continue;
+    const absl::StatusOr<ProcessHandle> other = ProcessHandle::Open(pid);
+    if (!other.ok()) continue;
+    const absl::StatusOr<SyscallState> state = ReadThreadSyscall(*other, pid);
+    if (!state.ok()) continue;
+    // A child of the application's vfork(2) waits elsewhere.
+    const base::RemoteAddress at(state->instruction_pointer);
+    if (state->running || padding.Contains(at)) return pid;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -73,6 +102,24 @@ absl::StatusOr<base::AddressRange> FindVdsoPadding(const std::vector<MapsEntry>&
   }
   return base::AddressRange::FromOrdered(vdso->range.start().value() + end,
                                          vdso->range.end().value());
+}
+
+absl::Status AwaitLeftTasks(const ProcessHandle& process, base::AddressRange padding,
+                            const ProcessMemory& memory, int64_t deadline_ns) {
+  char mark[sizeof kPaddingMagic];
+  PREDUMP_RETURN_IF_ERROR(
+      memory.ReadExactly(padding.start(), std::as_writable_bytes(std::span(mark))));
+  if (memcmp(mark, kPaddingMagic, sizeof mark) != 0) return absl::OkStatus();
+  for (;;) {
+    const std::optional<pid_t> left = TaskInside(process, padding);
+    if (!left.has_value()) return absl::OkStatus();
+    if (base::MonotonicNanoseconds() >= deadline_ns) {
+      return absl::FailedPreconditionError(absl::StrCat("task ", *left, ", made in process ",
+                                                        process.pid(),
+                                                        " by another predump, has not ended"));
+    }
+    PREDUMP_RETURN_IF_ERROR(process.WaitForExit(absl::Milliseconds(1)));
+  }
 }
 
 absl::StatusOr<base::RemoteAddress> FindRemotePage(const std::vector<MapsEntry>& maps) {

@@ -7,11 +7,14 @@
 #define PREDUMP_KERNEL_VDSO_PADDING_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "src/base/units.h"
+#include "src/kernel/process.h"
 #include "src/kernel/process_memory.h"
 #include "src/kernel/procfs_maps.h"
 
@@ -30,6 +33,14 @@ absl::StatusOr<size_t> VdsoImageEnd(std::span<const std::byte> image);
 // that is not ours.
 absl::StatusOr<base::AddressRange> FindVdsoPadding(const std::vector<MapsEntry>& maps,
                                                    const ProcessMemory& memory);
+
+// Waits until no task of an engine that died runs a program in `padding`. Killed in the midst of a
+// setup, an engine leaves a child of the process and the helper to come to their end by themselves,
+// which they cannot over a program that is written or wiped meanwhile. Looks at other processes
+// only where there are remains. FailedPrecondition: one is still there at `deadline_ns`
+// (CLOCK_MONOTONIC).
+absl::Status AwaitLeftTasks(const ProcessHandle& process, base::AddressRange padding,
+                            const ProcessMemory& memory, int64_t deadline_ns);
 
 // A page that no mapping touches and none grows to soon: the middle of the largest hole.
 // ResourceExhausted where there is no hole of a megabyte.

@@ -197,6 +197,34 @@ TEST(SetupInjectionTest, HelperDiesWithItsTracerAndTheTargetRunsOn) {
   EXPECT_TRUE(again->helper.has_value());
 }
 
+// Its program lies where the next one would be written.
+TEST(SetupInjectionTest, WaitsUntilTheTasksOfAnotherEngineHaveEnded) {
+  SharedValue<Progress> progress;
+  ChildProcess child([&] { ComputeAndCheck(*progress); });
+  const auto process = ProcessHandle::Open(child.pid());
+  SharedValue<Progress> engine_progress;
+  ChildProcess engine([&] {
+    const auto setup = InjectSetup(*process, {});
+    engine_progress->answer = setup.ok() && setup->helper.has_value() ? 1 : -1;
+    for (;;) ::pause();
+  });
+  ASSERT_TRUE(Eventually([&] { return engine_progress->answer != 0; }));
+  ASSERT_EQ(engine_progress->answer, 1);
+  const std::vector<std::byte> padding = ReadPadding(*process);
+  const auto refused = InjectSetup(*process, {.timeout = absl::Milliseconds(50)});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition) << refused.status();
+  EXPECT_THAT(std::string(refused.status().message()), testing::HasSubstr("another predump"));
+  EXPECT_EQ(ReadPadding(*process), padding);
+  std::thread killer([&] {
+    SleepMs(20);
+    engine.Kill();
+  });
+  const auto setup = InjectSetup(*process, {.timeout = absl::Seconds(20)});
+  killer.join();
+  EXPECT_TRUE(setup.ok()) << setup.status();
+  EXPECT_EQ(progress->wrong, 0);
+}
+
 // What a terminal's ^Z and `fg` send to the whole process group reaches the helper too.
 TEST(SetupInjectionTest, HelperTakesNoNoticeOfStopAndContinueSignals) {
   constexpr size_t kPages = 16;
