@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/securebits.h>
 #include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "src/base/unique_fd.h"
 #include "src/kernel/process.h"
 #include "src/kernel/procfs.h"
+#include "src/restore/try_in_child.h"
 
 namespace predump::restore::internal {
 namespace {
@@ -28,19 +28,6 @@ constexpr int kMdweNoInherit = 2;      // PR_MDWE_NO_INHERIT
 constexpr int kThpExceptAdvised = 2;   // PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18
 constexpr int kSchedCore = 62;         // PR_SCHED_CORE, Linux 5.14
 constexpr uint32_t kNoLoginUid = ~0u;  // of a process that nobody logged in for
-
-// Tries something that cannot be taken back, in a child that ends with it. Returns 0 or the errno.
-template <typename Try>
-absl::StatusOr<int> TryInChild(const Try& attempt) {
-  const pid_t child = ::fork();
-  if (child < 0) return base::ErrnoError(errno, "fork");
-  if (child == 0) ::_exit(attempt() ? 0 : errno);
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0) {
-    if (errno != EINTR) return base::ErrnoError(errno, "waitpid");
-  }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
-}
 
 bool WriteLoginUid(const std::string& text) {
   const int fd = ::open("/proc/self/loginuid", O_WRONLY | O_CLOEXEC);

@@ -28,6 +28,7 @@
 #include "src/kernel/procfs.h"
 #include "src/restore/blockers.h"
 #include "src/restore/limit_names.h"
+#include "src/restore/requirement_check.h"
 #include "src/restore/server_check.h"
 #include "src/restore/socket_address.h"
 
@@ -322,6 +323,8 @@ absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begi
   PREDUMP_ASSIGN_OR_RETURN(Blockers blockers, RecheckFiles(begin.preview()));
   CheckPids(begin, options, blockers);
   CheckKernel(begin, blockers);
+  PREDUMP_RETURN_IF_ERROR(
+      internal::FindUnmetRequirements(begin, options.new_pid_namespace, blockers));
   PREDUMP_RETURN_IF_ERROR(CheckMemory(begin.memory_bytes(), blockers));
   if (!options.cgroup_path.empty() &&
       ::access(absl::StrCat(options.cgroup_path, "/cgroup.procs").c_str(), W_OK) != 0) {

@@ -20,9 +20,10 @@ struct TargetCheckOptions {
 };
 
 // Everything that keeps the process of `begin` (validated) from this host: pids taken, files
-// missing or others than at the source (kind, mode, size, build-id), addresses in use, memory,
-// limits, capabilities, this kernel, cgroup, terminal. Empty: it may come. Errors only where the
-// host cannot be asked.
+// missing or others than at the source (kind, mode, size, build-id) or not to be written, addresses
+// in use, options of sockets, memory, processors, limits, capabilities, this kernel, cgroup,
+// terminal, and what the server itself is confined by (server_check.h). Empty: it may come. Errors
+// only where the host cannot be asked.
 absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
                                                                const TargetCheckOptions& options);
 

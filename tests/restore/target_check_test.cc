@@ -9,6 +9,8 @@
 #include <linux/securebits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -16,6 +18,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -45,7 +49,14 @@ std::vector<std::string> Find(const proto::Begin& begin, const TargetCheckOption
 proto::Begin FreePid() {
   proto::Begin begin;
   begin.set_session_id("0123456789abcdef");
-  begin.set_pid(4'000'000);
+  // From the top, where the kernel comes last.
+  uint32_t pid = 0;
+  EXPECT_TRUE(std::ifstream("/proc/sys/kernel/pid_max") >> pid);
+  do {
+    --pid;
+  } while (::access(absl::StrCat("/proc/", pid, "/stat").c_str(), F_OK) == 0 ||
+           ::getsid(static_cast<pid_t>(pid)) >= 0 || ::kill(-static_cast<pid_t>(pid), 0) == 0);
+  begin.set_pid(pid);
   return begin;
 }
 
@@ -142,6 +153,53 @@ TEST(TargetCheckTest, OptionsAndInterfacesOfSocketsMustBeHad) {
   EXPECT_THAT(found, Contains(HasSubstr("option 6/13 cannot be set on the target: ")));
 }
 
+TEST(TargetCheckTest, ProcessorsAndNumbersMustBeThere) {
+  proto::Begin begin = FreePid();
+  proto::ThreadState& thread = *begin.mutable_preview()->add_threads();
+  thread.set_tid(7);
+  thread.mutable_extra()->set_cpu_affinity(std::string("\1\0\0\0\0\0\0\0", 8));
+  EXPECT_THAT(Find(begin), IsEmpty());
+  std::string mask(128, '\0');
+  mask[0] = 1;
+  mask[127] = '\x80';
+  thread.mutable_extra()->set_cpu_affinity(mask);
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("thread 7: is confined to the processors 0,1023")));
+  uint32_t limit = 0;
+  ASSERT_TRUE(std::ifstream("/proc/sys/kernel/pid_max") >> limit);
+  begin.add_tids(limit);
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("kernel.pid_max")));
+  EXPECT_THAT(Find(begin, {.new_pid_namespace = true}),
+              ::testing::Not(Contains(HasSubstr("kernel.pid_max"))));
+}
+
+TEST(TargetCheckTest, FilesToBeWrittenMustBeWritable) {
+  proto::Begin begin = FreePid();
+  char path[4096] = {};
+  ASSERT_GT(::readlink("/proc/self/exe", path, sizeof(path) - 1), 0);
+  AddFile(begin, path).set_flags(O_WRONLY | O_APPEND);  // being executed: text file busy
+  EXPECT_THAT(Find(begin), IsEmpty()) << "in the list, but not open";
+  criu::fdinfo_entry& descriptor = *begin.mutable_preview()->add_descriptors();
+  descriptor.set_id(1);
+  descriptor.set_fd(3);
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("cannot be opened for writing on the target: Text")));
+  begin.mutable_preview()->clear_descriptors();
+  criu::vma_entry& mapping = *begin.mutable_preview()->mutable_mm()->add_vmas();
+  mapping.set_shmid(1);
+  mapping.set_flags(MAP_SHARED);
+  mapping.set_fdflags(O_RDWR);
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("cannot be opened for writing on the target: Text")));
+}
+
+TEST(TargetCheckTest, PipesMustFit) {
+  proto::Begin begin = FreePid();
+  proto::PipeData& pipe = *begin.mutable_preview()->add_pipes();
+  pipe.mutable_entry()->set_pipe_id(1);
+  pipe.mutable_entry()->set_size(1u << 16);
+  EXPECT_THAT(Find(begin), IsEmpty());
+  pipe.mutable_entry()->set_size(0xc0000000);
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("pipe: its capacity of 3221225472 bytes")));
+}
+
 // The texts of Find in a child that is what `become` makes of it.
 std::string FindAs(void (*become)(), const proto::Begin& begin) {
   int ends[2];
@@ -209,6 +267,20 @@ TEST(TargetCheckTest, WhatTheServerCannotShedIsNamed) {
   constexpr int kSetMdwe = 65;  // PR_SET_MDWE, Linux 6.3
   EXPECT_THAT(FindAs([] { Check(::prctl(kSetMdwe, 1, 0, 0, 0) == 0); }, WithThread()),
               HasSubstr("page server: may not make memory executable"));
+}
+
+TEST(TargetCheckTest, AnOomScoreThatCannotBeGivenIsNamed) {
+  proto::Begin begin = WithThread();
+  begin.mutable_preview()->mutable_threads(0)->mutable_core()->mutable_tc()->set_oom_score_adj(
+      -999);
+  const auto become = [] {
+    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[2];
+    Check(::syscall(SYS_capget, &header, data) == 0);
+    data[0].effective &= ~(1u << CAP_SYS_RESOURCE);
+    Check(::syscall(SYS_capset, &header, data) == 0);
+  };
+  EXPECT_THAT(FindAs(become, begin), HasSubstr("attribute oom_score_adj: -999 cannot be given"));
 }
 
 TEST(TargetCheckTest, ALoginUidThatCannotBeGivenIsNamed) {
