@@ -411,12 +411,13 @@ class Report:
 class Workload:
     """A program that judges itself, wherever it runs now."""
 
-    def __init__(self, lab, host, name, *options, uid=None, wait=True, command=None):
+    def __init__(self, lab, host, name, *options, uid=None, wait=True, command=None, owner=None):
         self.lab = lab
         self.name = name
         self.directory = lab.directory(f"{name}-{len(lab.workloads)}")
-        if uid is not None:
-            os.chown(self.directory, uid, uid)
+        owner = uid if owner is None else owner  # of its files, where the command gives up root
+        if owner is not None:
+            os.chown(self.directory, owner, owner)
         self.report_path = os.path.join(self.directory, "report")
         self.output_path = os.path.join(self.directory, "output")
         if command is None:

@@ -83,6 +83,57 @@ class EveryBlockingCall(harness.E2eTest):
                 self.assert_finishes_well(workload)
 
 
+class WhoItIs(harness.E2eTest):
+    """What a process may do is what it could before, no more and no less."""
+
+    def test_of_another_user(self):
+        workload = self.lab.workload("files", "--uid", str(harness.NOBODY - 1), "--no-new-privs",
+                                     "--skip", "unix-listener")
+        for _ in range(2):
+            self.lab.move(workload, "--verify")
+            self.assert_goes_on(workload, 20)
+        self.assert_finishes_well(workload)
+
+    def user_with_capabilities(self, *means):
+        user = str(harness.NOBODY - 1)
+        workload = harness.Workload(
+            self.lab, self.lab.source, "files", "--skip", "unix-listener",
+            command=[
+                "setpriv", "--reuid", user, "--regid", user, "--groups", "7,8",
+                "--inh-caps", "+net_bind_service,+chown,+kill",
+                "--ambient-caps", "+net_bind_service",
+                "--bounding-set", "-sys_time,-mknod",
+                "--securebits", "+noroot,+noroot_locked,+no_setuid_fixup",
+                "--", harness.WORKLOADS / "files"], owner=int(user))
+        for _ in range(2):
+            self.lab.move(workload, "--verify", *means)
+            self.assert_goes_on(workload, 20)
+        self.assert_finishes_well(workload)
+
+    def test_with_capabilities_and_secure_bits(self):
+        self.user_with_capabilities()
+
+    def test_with_capabilities_and_secure_bits_without_bpf(self):
+        self.user_with_capabilities("--no-bpf")
+
+
+class PathOfItsOwn(harness.E2eTest):
+    """A unix socket listens at a path that either host has for itself."""
+
+    TARGET_MOUNTS = True
+
+    def test_listener_with_a_path(self):
+        for host in (self.lab.source, self.lab.target):
+            directory = self.lab.state_directory(host, "socket")
+        listed = ("written-file", "append-log", "two-descriptions", "directory-listing",
+                  "surroundings")
+        workload = self.lab.workload("files", "--dir", directory, "--skip", ",".join(listed))
+        for _ in range(2):
+            self.lab.move(workload, "--verify")
+            self.assert_goes_on(workload, 20)
+        self.assert_finishes_well(workload)
+
+
 class ManyMoves(harness.E2eTest):
     """What is off by a little each time adds up."""
 
