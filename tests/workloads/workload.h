@@ -56,7 +56,8 @@ class Options {
 // One per process. Thread rule: every member may be called from any thread.
 class Workload {
  public:
-  // Consumes --report, --seed and --max-seconds; the caller takes its own options, then Done().
+  // Consumes --report, --copied-report, --seed and --max-seconds; the caller takes its own options,
+  // then Done().
   Workload(const char* name, Options& options);
   Workload(const Workload&) = delete;
   Workload& operator=(const Workload&) = delete;
@@ -64,6 +65,8 @@ class Workload {
   Report& report() { return *report_; }
   uint64_t seed() const { return seed_; }
   const std::string& report_path() const { return report_path_; }
+  // Whether a move brings an older copy of the report: the hosts share no files.
+  bool report_is_copied() const { return report_is_copied_; }
 
   // A counter shown in the report under `name` (at most 31 characters).
   Counter& AddCounter(const std::string& name);
@@ -85,6 +88,7 @@ class Workload {
 
   Report* report_ = nullptr;
   std::string report_path_;
+  bool report_is_copied_ = false;
   uint64_t seed_ = 0;
   int64_t lifetime_end_ns_ = 0;
   std::atomic<bool> stopping_ = false;
