@@ -9,6 +9,7 @@ Files of a test lie below /var/tmp, which both hosts see, because a process that
 files at the target under the same names (both hosts would have them from a shared or replicated
 file system).
 """
+import contextlib
 import ctypes
 import datetime
 import json
@@ -159,12 +160,17 @@ class Host:
             script = ""
         # A process that waits for the end of its input needs no name and no time limit.
         script += "ip link set lo up && echo ready && exec cat"
+        self.net_namespace = None
         self._keeper = subprocess.Popen(command + ["sh", "-c", script], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
-        if self._keeper.stdout.readline() != "ready\n":
-            raise HarnessError("a host's namespaces could not be made; this needs root")
         self.pid = self._keeper.pid
-        self.net_namespace = os.readlink(f"/proc/{self.pid}/ns/net")
+        try:
+            if self._keeper.stdout.readline() != "ready\n":
+                raise HarnessError("a host's namespaces could not be made; this needs root")
+            self.net_namespace = os.readlink(f"/proc/{self.pid}/ns/net")
+        except BaseException:
+            self.close()
+            raise
 
     def command(self, arguments, uid=None, dies_with_us=False):
         """The command line that runs `arguments` here. Its pid is that of the program itself."""
@@ -202,8 +208,11 @@ class Host:
         return pids
 
     def close(self):
-        for pid in self.processes():
-            end_process(pid)
+        if self.net_namespace is None:  # it is not known to have one of its own
+            self._keeper.kill()
+        else:
+            for pid in self.processes():
+                end_process(pid)
         self._keeper.stdin.close()
         self._keeper.wait()
         self._keeper.stdout.close()
@@ -214,8 +223,14 @@ def connect_hosts(first, second, subnet=213):
     name = f"pt{os.getpid() % 0x1000000:x}{subnet:x}"
     subprocess.run(["ip", "link", "add", name + "a", "type", "veth", "peer", "name", name + "b"],
                    check=True)
+    try:
+        for host, end in ((first, "a"), (second, "b")):
+            subprocess.run(["ip", "link", "set", name + end, "netns", str(host.pid)], check=True)
+    except BaseException:
+        # Its other end goes with it, wherever that is; both in place, it goes with the hosts.
+        subprocess.run(["ip", "link", "delete", name + "b"], check=False)
+        raise
     for host, end, number in ((first, "a", 1), (second, "b", 2)):
-        subprocess.run(["ip", "link", "set", name + end, "netns", str(host.pid)], check=True)
         address = f"10.{subnet}.0.{number}"
         result = host.run(["sh", "-c", f"ip link set {name}{end} name eth{subnet} && "
                                        f"ip address add {address}/24 dev eth{subnet} && "
@@ -424,6 +439,8 @@ class Workload:
             command = ([PYTHON, WORKLOADS / "python-counter.py"] if name == "python-counter"
                        else [WORKLOADS / name])
         command = [*command, "--report", self.report_path, "--max-seconds", "600", *options]
+        self.child, self.pidfd = None, -1
+        lab.workloads.append(self)
         with open(self.output_path, "ab") as output:
             # Session leader of its own, as a service is; errors and output share a description.
             self.child = host.popen(command, uid=uid, stdin=subprocess.DEVNULL, stdout=output,
@@ -431,7 +448,6 @@ class Workload:
                                     cwd=self.directory)
         self.host, self.pid = host, self.child.pid
         self.pidfd = os.pidfd_open(self.pid)
-        lab.workloads.append(self)
         self.report = Report(self.report_path, 30, self.child.poll)
         if wait:
             wait_until(lambda: self.report.progress > 0 or self.child.poll() is not None, 120,
@@ -571,26 +587,24 @@ class Lab:
         return process
 
     def close(self):
-        for engine in self.engines:
-            if engine.process.poll() is None:
-                engine.process.kill()
-                engine.process.wait()
-        for server in self.servers:
-            if server.process.poll() is None:
-                server.kill()
-        for host in self._hosts:
-            host.close()
-        for child in self._children:
-            child.wait()
-            if child.stdin is not None:
-                child.stdin.close()
-        for workload in self.workloads:
-            if workload.child is not None:
-                workload.child.wait()
-            if workload.pidfd != -1:
-                os.close(workload.pidfd)
-        shutil.rmtree(self.root, ignore_errors=True)
-        shutil.rmtree(f"/run/{os.path.basename(self.root)}", ignore_errors=True)
+        """Ends and removes everything; what fails keeps nothing else from being removed."""
+        with contextlib.ExitStack() as stack:  # the last one first
+            for path in (self.root, f"/run/{os.path.basename(self.root)}"):
+                stack.callback(shutil.rmtree, path, ignore_errors=True)
+            for workload in self.workloads:
+                if workload.pidfd != -1:
+                    stack.callback(os.close, workload.pidfd)
+                if workload.child is not None:
+                    stack.callback(workload.child.wait)
+            for child in self._children:
+                if child.stdin is not None:
+                    stack.callback(child.stdin.close)
+                stack.callback(child.wait)
+            for host in self._hosts:
+                stack.callback(host.close)
+            for one in (*self.servers, *self.engines):
+                stack.callback(one.process.wait)
+                stack.callback(one.process.kill)
 
     def __enter__(self):
         return self
