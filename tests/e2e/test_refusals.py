@@ -50,6 +50,40 @@ _MAY_LACK = {"protection-key": r"(?i)protection key"}
 _RT_SIGTIMEDWAIT = 128  # x86-64
 
 
+_PEER = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+print("ready", listener.getsockname()[1], flush=True)
+connection = listener.accept()[0]
+print("connected", flush=True)
+try:
+    end = connection.recv(1) == b""
+except ConnectionResetError:
+    end = True
+print("end" if end else "data", flush=True)
+"""
+
+# Its arguments: a port to connect to, and a file for what a SIGUSR1 finds the connection to be.
+_CONNECTED = """
+import errno, os, signal, socket, sys
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+output = open(sys.argv[2], "w")
+print("ready", flush=True)
+os.close(1)
+signal.sigwait([signal.SIGUSR1])
+for name, call in (("peer", connection.getpeername), ("recv", lambda: connection.recv(1)),
+                   ("send", lambda: connection.send(b"x"))):
+    try:
+        found = repr(call())
+    except OSError as error:
+        found = errno.errorcode[error.errno]
+    print(name, found, file=output, flush=True)
+print("done", file=output, flush=True)
+"""
+
+
 class Holder:
     def __init__(self, test, *kinds):
         self.test = test
@@ -143,11 +177,32 @@ class Refusals(harness.E2eTest):
         self.assert_unchanged(before, workload)
         self.assert_goes_on(workload)
 
+    def script(self, script, *arguments):
+        """A Python program at the source that says "ready"; the process and what it prints."""
+        process = self.lab.adopt(self.lab.source.popen(
+            [harness.PYTHON, "-c", script, *arguments], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+            cwd=self.lab.root))
+        lines = harness.LineReader(process.stdout)
+        return process, lines, lines.wait_for(r"^ready ?(\d*)$", 20).group(1)
+
     def test_established_connections_move_with_tcp_close(self):
-        holder = Holder(self, "connected-tcp")
-        result = self.lab.engine(holder.pid, self.server.address, "--tcp-close",
+        peer, seen_by_peer, port = self.script(_PEER)
+        output = os.path.join(self.lab.directory("connected"), "output")
+        process, _, _ = self.script(_CONNECTED, port, output)
+        seen_by_peer.wait_for("^connected$", 20)
+        result = self.lab.engine(process.pid, self.server.address, "--tcp-close",
                                  "--verify").result()
         self.assert_exit(result, harness.COMPLETED)
+        # The peer learns at once that nobody is there any more.
+        seen_by_peer.wait_for("^end$", 5)
+        self.assertEqual(peer.wait(20), 0)
+        # And the process, by its first call, which must not be one that waits.
+        os.kill(result["restored-pid"], signal.SIGUSR1)
+        harness.wait_until(lambda: "done" in harness.read_file(output), 20,
+                           lambda: harness.read_file(output))
+        self.assertEqual(harness.read_file(output).splitlines(),
+                         ["peer ENOTCONN", "recv ENOTCONN", "send EPIPE", "done"])
 
 
 class TargetRefuses(harness.E2eTest):
