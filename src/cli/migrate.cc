@@ -3,11 +3,13 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "spdlog/spdlog.h"
@@ -96,16 +98,36 @@ int UsageError(const absl::Status& status) {
   return kUsageExit;
 }
 
+// Rounds have a line of their own each: here what they come to.
+void PrintStops(const std::vector<StopReport>& stops) {
+  int rounds = 0;
+  absl::Duration all;
+  absl::Duration longest;
+  for (const StopReport& stop : stops) {
+    if (!absl::StartsWith(stop.what, "round ")) {
+      absl::FPrintF(stderr, "  stopped %.3f ms: %s\n", absl::ToDoubleMilliseconds(stop.duration),
+                    stop.what);
+      continue;
+    }
+    ++rounds;
+    all += stop.duration;
+    longest = std::max(longest, stop.duration);
+  }
+  if (rounds == 0) return;
+  absl::FPrintF(stderr, "  stopped %.3f ms: %d rounds, at most %.3f ms each\n",
+                absl::ToDoubleMilliseconds(all), rounds, absl::ToDoubleMilliseconds(longest));
+}
+
 void PrintReport(const MigrationReport& report) {
   absl::FPrintF(stderr, "predump: %s: %s\n", std::string(StatusName(report.status)),
                 report.message);
   for (const std::string& blocker : report.blockers) absl::FPrintF(stderr, "  %s\n", blocker);
+  PrintStops(report.stops);
   if (report.status != MigrationStatus::kCompleted) return;
-  absl::FPrintF(stderr, "  %d rounds, %d pages, %s sent in %.1f ms; setup stop %.3f ms\n",
-                report.rounds.size(), report.pages_sent.value(),
+  absl::FPrintF(stderr, "  %d rounds, %d pages, %s sent in %.1f ms\n", report.rounds.size(),
+                report.pages_sent.value(),
                 FormatBytes(static_cast<double>(report.transferred.value())),
-                absl::ToDoubleMilliseconds(report.total_time),
-                absl::ToDoubleMilliseconds(report.setup_stop));
+                absl::ToDoubleMilliseconds(report.total_time));
   if (report.verified) {
     absl::FPrintF(stderr, "  %d pages compared at both ends: the same\n",
                   report.pages_verified.value());

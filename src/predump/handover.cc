@@ -77,9 +77,13 @@ class Handover {
     PREDUMP_RETURN_IF_ERROR(engine_.capturer.NoteSleepers());
     clock_.emplace(engine_.report);
     engine_.report.frozen_at = absl::Now();
-    PREDUMP_ASSIGN_OR_RETURN(
-        kernel::FrozenProcess frozen,
-        kernel::FrozenProcess::Freeze(engine_.process, engine_.options.freeze_timeout));
+    absl::StatusOr<kernel::FrozenProcess> freezing =
+        kernel::FrozenProcess::Freeze(engine_.process, engine_.options.freeze_timeout);
+    if (!freezing.ok()) {
+      NoteStop("freeze not completed (some threads, at most): ", freezing.status().message());
+      return freezing.status();
+    }
+    kernel::FrozenProcess frozen = *std::move(freezing);
     clock_->Mark("freeze");
     const absl::StatusOr<std::vector<pid_t>> children = engine_.watch.Children();
     if (!children.ok()) return GiveUp(std::move(frozen), children.status());
@@ -97,16 +101,24 @@ class Handover {
   }
 
  private:
+  // The process goes on here, and has stood still since the freeze was asked for.
+  void NoteStop(absl::string_view what, absl::string_view why) {
+    engine_.report.stops.push_back({absl::StrCat(what, why), clock_->SinceStart()});
+  }
+
   // While the target still takes rounds: it may be otherwise in a moment.
   absl::StatusOr<HandoverResult> LetGo(kernel::FrozenProcess frozen, absl::string_view why,
                                        bool may_stay) {
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
+    NoteStop("freeze called off: ", why);
     engine_.limiter = transport::BandwidthLimiter(engine_.options.bandwidth_per_second);
     PREDUMP_RETURN_IF_ERROR(
         transport::SetSendTimeout(engine_.link.data().fd(), transport::DataWriter::kStallTimeout));
     engine_.report.phases.clear();
+    engine_.report.frozen_at.reset();
     HandoverResult result;
-    result.message = std::string(why);
+    result.message = absl::StrCat(why, " (it stood still for ",
+                                  absl::FormatDuration(engine_.report.stops.back().duration), ")");
     result.try_again = true;
     result.may_stay_so = may_stay;
     return result;
@@ -262,7 +274,7 @@ class Handover {
   // Before Commit every failure ends here: the process runs on, as it was.
   absl::StatusOr<HandoverResult> GiveUp(kernel::FrozenProcess frozen, const absl::Status& why) {
     const absl::Status thawed = std::move(frozen).Thaw();
-    engine_.report.downtime = clock_->SinceStart();
+    NoteStop("freeze called off: ", OrCancelled(engine_, why).message());
     proto::Cancel cancel;
     cancel.set_reason(std::string(why.message()));
     // The target notices the end of the connection too; this only tells it why.
@@ -361,7 +373,7 @@ class Handover {
   // The target never ran it and never will.
   absl::StatusOr<HandoverResult> Return(kernel::FrozenProcess frozen, const absl::Status& why) {
     const absl::Status thawed = std::move(frozen).SwallowStopAndThaw();
-    engine_.report.downtime = clock_->SinceStart();
+    NoteStop("freeze called off: ", why.message());
     if (!thawed.ok() && !base::IsTargetExited(thawed)) {
       return HandoverResult{MigrationStatus::kParked,
                             absl::StrCat("the process could not be resumed here (",

@@ -190,7 +190,8 @@ class MigrationRun {
 
   absl::Status Move() {
     PREDUMP_RETURN_IF_ERROR(link_->OpenData(data_token_));
-    PREDUMP_ASSIGN_OR_RETURN(PageTracking tracking, PageTracking::Arm(*process_, options_));
+    PREDUMP_ASSIGN_OR_RETURN(PageTracking tracking,
+                             PageTracking::Arm(*process_, options_, report_.stops));
     report_.tracker = std::string(tracking.tracker->name());
     report_.source = std::string(tracking.source->name());
     report_.tracker_reason = tracking.tracker_reason;

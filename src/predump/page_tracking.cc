@@ -134,7 +134,8 @@ absl::Status PageTracking::MakeTracker(const kernel::ProcessHandle& process, pag
 }
 
 absl::StatusOr<PageTracking> PageTracking::Arm(const kernel::ProcessHandle& process,
-                                               const MigrationOptions& options) {
+                                               const MigrationOptions& options,
+                                               std::vector<StopReport>& stops) {
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<kernel::CapabilityResult> capabilities,
                            ProbeWhatDecides());
   PREDUMP_ASSIGN_OR_RETURN(const pagemap::Choice tracker_choice,
@@ -151,6 +152,7 @@ absl::StatusOr<PageTracking> PageTracking::Arm(const kernel::ProcessHandle& proc
     absl::StatusOr<kernel::SetupResult> injected = kernel::InjectSetup(process, request);
     if (injected.ok()) {
       setup = *std::move(injected);
+      stops.push_back({"setup", setup.stopped});
     } else if (CanDoWithoutSetup(injected.status(), options, tracker_choice, capabilities)) {
       setup.userfaultfd_status = injected.status();
       setup.helper_status = injected.status();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -31,10 +32,11 @@ struct PageTracking {
   std::string source_reason;
   kernel::SetupResult setup_result;  // what is left of it: how long it stopped what
 
-  // Chooses by what the kernel can do and what was asked for. Errors: FailedPrecondition (asked for
-  // by name and not to be had), TargetExited.
+  // Chooses by what the kernel can do and what was asked for. Adds the stop it takes to `stops`.
+  // Errors: FailedPrecondition (asked for by name and not to be had), TargetExited.
   static absl::StatusOr<PageTracking> Arm(const kernel::ProcessHandle& process,
-                                          const MigrationOptions& options);
+                                          const MigrationOptions& options,
+                                          std::vector<StopReport>& stops);
 
   // Takes both off a process that runs on. What cannot be taken off is logged.
   void TakeDown();

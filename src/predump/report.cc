@@ -60,6 +60,10 @@ std::string MigrationReport::ToJson() const {
     json["frozen-at"] = absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", *frozen_at, absl::UTCTimeZone());
   }
   json["setup-stop-ms"] = Milliseconds(setup_stop);
+  json["stops"] = nlohmann::ordered_json::array();
+  for (const StopReport& stop : stops) {
+    json["stops"].push_back({{"what", stop.what}, {"milliseconds", Milliseconds(stop.duration)}});
+  }
   json["total-time-ms"] = Milliseconds(total_time);
   json["tracker"] = tracker;
   json["source"] = source;

@@ -44,6 +44,12 @@ struct RoundReport {
   std::optional<absl::Duration> expected_downtime;
 };
 
+// A time for which the process stood still here and then went on here.
+struct StopReport {
+  std::string what;  // "setup", "round 3", "freeze called off: ..."
+  absl::Duration duration;
+};
+
 struct MigrationReport {
   MigrationStatus status = MigrationStatus::kFailed;
   std::string message;                // one sentence: what happened, what became of the process
@@ -52,9 +58,10 @@ struct MigrationReport {
   std::string tracker_reason;
   std::string source;
   std::string source_reason;
-  std::optional<absl::Duration> downtime;
-  std::optional<absl::Time> frozen_at;  // when the freeze was asked for
+  std::optional<absl::Duration> downtime;  // of the freeze that handed over, or was rehearsed
+  std::optional<absl::Time> frozen_at;     // when the freeze was asked for
   absl::Duration setup_stop;
+  std::vector<StopReport> stops;  // all but the downtime, in order
   absl::Duration total_time;
   base::ByteCount transferred;
   base::PageCount pages_sent;

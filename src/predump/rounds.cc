@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "spdlog/spdlog.h"
@@ -28,12 +29,16 @@ struct Scanned {
 
 // Layout and dirty set of one round. Trackers that cannot scan and reset in one step get a short
 // freeze; memory is read after the thaw.
-absl::StatusOr<Scanned> Scan(Engine& engine) {
+absl::StatusOr<Scanned> Scan(Engine& engine, int round) {
   Scanned scanned;
   if (engine.tracker.needs_freeze()) {
     // What takes long to find out about the layout is found out while the process runs.
     PREDUMP_RETURN_IF_ERROR(engine.layout.Read().status());
     const base::Stopwatch frozen_watch;
+    // Also of a freeze or a scan that fails.
+    absl::Cleanup note_stop = [&] {
+      engine.report.stops.push_back({absl::StrCat("round ", round), frozen_watch.Elapsed()});
+    };
     PREDUMP_ASSIGN_OR_RETURN(
         kernel::FrozenProcess frozen,
         kernel::FrozenProcess::Freeze(engine.process, engine.options.freeze_timeout));
@@ -41,6 +46,8 @@ absl::StatusOr<Scanned> Scan(Engine& engine) {
     PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
     scanned.frozen = frozen_watch.Elapsed();
+    std::move(note_stop).Cancel();
+    engine.report.stops.push_back({absl::StrCat("round ", round), scanned.frozen});
     scanned.scan = scanned.frozen;
     PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
     return scanned;
@@ -93,7 +100,7 @@ class RoundLoop::Impl {
     current_ = RoundReport();
     current_.number = static_cast<int>(history_.size());
     const int64_t scan_started_ns = base::MonotonicNanoseconds();
-    PREDUMP_ASSIGN_OR_RETURN(const Scanned scanned, Scan(engine_));
+    PREDUMP_ASSIGN_OR_RETURN(const Scanned scanned, Scan(engine_, current_.number));
     for (const pagemap::FullResend& resend : engine_.tracker.full_resends()) {
       spdlog::debug("{} is sent whole: {}",
                     resend.range.empty() ? "the memory" : resend.range.ToString(), resend.reason);

@@ -57,6 +57,14 @@ class Handover(harness.E2eTest):
         harness.wait_until(lambda: self.copies() == [pid], 20, lambda: f"one copy: {self.copies()}")
         self.assertNotIn(harness.process_state(pid), "TtZX")
 
+    def assert_stop_reported(self, result):
+        """It stayed, and was frozen for a while: not without saying so."""
+        self.assertNotIn("downtime-ms", result)
+        stop = result["stops"][-1]
+        self.assertRegex(stop["what"], "^freeze called off: .")
+        self.assertGreater(stop["milliseconds"], 0)
+        self.assertIn(f"stopped {stop['milliseconds']:.3f} ms: freeze called off", result["stderr"])
+
     def assert_parked(self):
         # Whoever traced it has just died.
         harness.wait_until(lambda: harness.process_state(self.workload.pid) == "T", 10,
@@ -99,7 +107,9 @@ class Handover(harness.E2eTest):
         engine, proxy = self.hold(_PREPARE)
         self.kill(*self.server.sessions())
         proxy.tell("forward")
-        self.assert_exit(engine.result(), harness.FAILED)
+        result = engine.result()
+        self.assert_exit(result, harness.FAILED)
+        self.assert_stop_reported(result)
         self.assert_at_source()
 
     def test_engine_killed_before_commit_arrives(self):
@@ -129,7 +139,9 @@ class Handover(harness.E2eTest):
         engine, proxy = self.hold(_COMMIT)
         self.kill(*self.server.sessions())
         proxy.tell("forward")
-        self.assert_exit(engine.result(), harness.FAILED)
+        result = engine.result()
+        self.assert_exit(result, harness.FAILED)
+        self.assert_stop_reported(result)
         self.assert_at_source()
 
     def test_landing_killed_before_commit_arrives(self):
@@ -137,7 +149,9 @@ class Handover(harness.E2eTest):
         ours = {self.server.process.pid, *self.server.sessions()}
         self.kill(*[pid for pid in self.lab.target.processes() if pid not in ours])
         proxy.tell("forward")
-        self.assert_exit(engine.result(), harness.FAILED)
+        result = engine.result()
+        self.assert_exit(result, harness.FAILED)
+        self.assert_stop_reported(result)
         self.assert_at_source()
 
     def test_engine_killed_before_running_arrives(self):

@@ -117,7 +117,8 @@ class Output(harness.E2eTest):
         result = self.lab.move(workload, "--verify")
         number = (int, float)
         for key, kind in (("status", str), ("message", str), ("downtime-ms", number),
-                          ("setup-stop-ms", number), ("total-time-ms", number), ("tracker", str),
+                          ("setup-stop-ms", number), ("stops", list), ("total-time-ms", number),
+                          ("tracker", str),
                           ("source", str), ("transferred-bytes", int), ("pages-sent", int),
                           ("rounds", list), ("downtime-phases", list), ("restored-pid", int),
                           ("pages-verified", int)):
@@ -128,6 +129,8 @@ class Output(harness.E2eTest):
         self.assertGreater(result["downtime-ms"], 0)
         self.assertLess(result["downtime-ms"], result["total-time-ms"])
         self.assertGreaterEqual(result["transferred-bytes"], result["pages-sent"] * 4096)
+        self.assertEqual(result["stops"],
+                         [{"what": "setup", "milliseconds": result["setup-stop-ms"]}])
         for number_of, one in enumerate(result["rounds"]):
             self.assertEqual(one["round"], number_of)
             for key in ("pages", "bytes", "milliseconds", "dirty-pages-rate"):

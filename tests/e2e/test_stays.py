@@ -42,6 +42,20 @@ class Stays(harness.E2eTest):
                     self.assert_stayed(workload, before)
                     self.assert_finishes_well(workload)
 
+    def test_every_stop_of_a_round_is_reported(self):
+        workload, _ = self.start()
+        # Without BPF reads in flight cannot be followed, and each round takes a short freeze.
+        result = self.engine(workload, "--no-bpf", "--rounds", "3", "--leave-running").result()
+        self.assert_exit(result, harness.COMPLETED)
+        self.assertEqual(result["stops"][0],
+                         {"what": "setup", "milliseconds": result["setup-stop-ms"]})
+        self.assertEqual(result["stops"][1:],
+                         [{"what": f"round {one['round']}", "milliseconds": one["frozen-ms"]}
+                          for one in result["rounds"]])
+        self.assertTrue(all(stop["milliseconds"] > 0 for stop in result["stops"]))
+        self.assertRegex(result["stderr"], r"stopped \d+\.\d+ ms: setup\n")
+        self.assertRegex(result["stderr"], r"stopped \d+\.\d+ ms: 3 rounds, at most")
+
     def test_rounds_only_sends_exactly_so_many(self):
         workload, before = self.start()
         result = self.engine(workload, "--rounds", "5", "--leave-running").result()
