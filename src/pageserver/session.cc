@@ -57,6 +57,11 @@ class Session {
       const absl::Status destroyed = store_.Destroy(*live_);
       if (!destroyed.ok()) spdlog::error("{}", std::string(destroyed.message()));
     }
+    if (link_.rehearsed() && begin_.has_value()) {
+      spdlog::info("session from {}: process {} could run here; it stays at the source, as asked",
+                   peer_, begin_->pid());
+      return kSessionSucceeded;
+    }
     link_.SendFailed(why);
     if (!begin_.has_value()) {
       // One that asked nothing, or came to ask and is shown out, is no trouble.

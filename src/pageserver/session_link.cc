@@ -88,6 +88,7 @@ absl::StatusOr<std::optional<ControlFrame>> SessionLink::Poll() {
     if (frame->type == proto::CONTROL_CANCEL) {
       PREDUMP_ASSIGN_OR_RETURN(const proto::Cancel cancel,
                                ControlChannel::Parse<proto::Cancel>(*frame, proto::CONTROL_CANCEL));
+      rehearsed_ = cancel.rehearsed();
       return absl::CancelledError(absl::StrCat("the source cancelled: ", cancel.reason()));
     }
     return frame;

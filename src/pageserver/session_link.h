@@ -43,6 +43,9 @@ class SessionLink {
   // The data connection, once it has come.
   std::optional<base::UniqueFd> TakeDataConnection();
 
+  // Whether the source cancelled because it had seen all it wanted: nothing failed.
+  bool rehearsed() const { return rehearsed_; }
+
   absl::Status Send(proto::ControlType type, const google::protobuf::MessageLite& message);
 
   // Tells the source why it is over, once; where the source cannot be told it finds out by itself.
@@ -74,6 +77,7 @@ class SessionLink {
   std::optional<base::UniqueFd> data_;
   base::UniqueFd watched_data_;  // the landing reads it; we only ask when something came
   bool failed_sent_ = false;
+  bool rehearsed_ = false;
 };
 
 }  // namespace predump::pageserver

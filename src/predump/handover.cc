@@ -292,6 +292,7 @@ class Handover {
     engine_.report.downtime = clock_->SinceStart();
     proto::Cancel cancel;
     cancel.set_reason("--leave-running: the process stays at the source");
+    cancel.set_rehearsed(true);
     PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_CANCEL, cancel,
                                                         Deadline::After(absl::Seconds(5))));
     return HandoverResult{MigrationStatus::kCompleted,

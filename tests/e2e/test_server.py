@@ -77,6 +77,20 @@ class Servers(harness.E2eTest):
         self.assert_goes_on(workload, 500)
         self.assert_finishes_well(workload)
 
+    def test_once_ends_well_after_a_rehearsal(self):
+        workload = self.lab.workload("heart")
+        for options in ([], ["--rounds", "2"]):
+            with self.subTest(options=options):
+                server = self.lab.server(self.lab.target, "--once")
+                result = self.lab.engine(workload.pid, server.address, "--leave-running",
+                                         *options).result()
+                self.assert_exit(result, harness.COMPLETED)
+                self.assertEqual(server.process.wait(20), 0, server.log.text())
+                self.assertNotRegex(server.log.text(), r"warning|error")
+                if not options:
+                    self.assertIn("stays at the source, as asked", server.log.text())
+        self.assert_goes_on(workload, 100)
+
     def test_once_tells_of_a_session_that_failed(self):
         server = self.lab.server(self.lab.target, "--once")
         workload = self.lab.workload("heart")
