@@ -55,6 +55,8 @@ void AddProcessOptions(CLI::App& app, MigrateText& text) {
   app.add_flag("--shell-job,-j", text.shell_job,
                "The process holds a terminal; at the target it gets the page server's");
   app.add_flag("--no-bpf", text.no_bpf, "Use procfs and ptrace only");
+  app.add_option("--state-dir", text.state_directory, "Where the journal is kept")
+      ->capture_default_str();
 }
 
 absl::StatusOr<MigrationOptions> Parse(const MigrateText& text, bool needs_target) {
@@ -236,8 +238,6 @@ void AddMigrate(CLI::App& app, const CommonOptions&, Command& command) {
   app.add_flag("--verify", text->verify, "Compare every page at both ends before handing over");
   AddProcessOptions(app, *text);
   app.add_flag("--json", text->json, "Print one JSON object on standard output at the end");
-  app.add_option("--state-dir", text->state_directory, "Where the journal is kept")
-      ->capture_default_str();
   app.callback([&app, text, &command] {
     if (!app.get_subcommands().empty()) return;
     if (app.count("--pid") == 0 && app.count("--to") == 0) return;

@@ -229,6 +229,10 @@ class Handover(harness.E2eTest):
         result = self.lab.engine(self.workload.pid, self.server.address).result()
         self.assert_exit(result, harness.REFUSED)
         self.assertIn("predump resolve", result["blockers"][0])
+        checked = self.lab.source.run([harness.PREDUMP, "check", "--pid", self.workload.pid,
+                                       "--state-dir", self.state])
+        self.assertEqual(checked.returncode, harness.REFUSED, checked.stderr)
+        self.assertIn("predump resolve", checked.stdout)
         code, text = self.resolve_through()
         self.assertEqual(code, 0, text)
         self.assert_at_source()
