@@ -126,7 +126,7 @@ struct ThreadRecord {
   // struct cred is never changed, only replaced: equal values read at one instant are one set of
   // credentials.
   __u64 credentials;
-  __u32 secure_bits;  // prctl PR_GET_SECUREBITS
+  __u32 secure_bits;        // prctl PR_GET_SECUREBITS
   __u32 has_memory_policy;  // set_mempolicy(2)
   __u32 has_io_ports;       // ioperm(2), iopl(2)
   // semop(2) with SEM_UNDO was used: what the kernel keeps to be undone, be it nothing by now
@@ -178,7 +178,7 @@ struct ProcessRecord {
   __u32 memory_merge_any;  // prctl PR_SET_MEMORY_MERGE
   __u32 mdwe;              // prctl PR_SET_MDWE: PR_MDWE_*
   __u32 umask;
-  __u32 has_ldt;  // modify_ldt(2) was used
+  __u32 has_ldt;                   // modify_ldt(2) was used
   __u32 thp_disabled_but_advised;  // PR_SET_THP_DISABLE with PR_THP_DISABLE_EXCEPT_ADVISED
   __u32 protection_keys;           // pkey_alloc(2): key n in bit n
   __u32 has_address_tagging;       // arch_prctl ARCH_ENABLE_TAGGED_ADDR
