@@ -283,7 +283,7 @@ absl::StatusOr<UffdWpTracker::Armed> UffdWpTracker::Arm(const Vma& vma) {
   // a page with such a mark is never reported again. Only unregistering removes the marks, and only
   // from what is registered: hence register, unregister, register.
   absl::Status status = uffd_->Register(vma.range);
-  if (status.ok()) status = UnregisterInSteps(vma.range);
+  if (status.ok()) status = UnregisterInSteps(vma);
   if (status.ok()) status = uffd_->Register(vma.range);
   if (status.ok()) return Armed::kNow;
   // A process at its limit of mappings answers as one that is gone: ask it.
@@ -295,10 +295,16 @@ absl::StatusOr<UffdWpTracker::Armed> UffdWpTracker::Arm(const Vma& vma) {
   return Armed::kNot;
 }
 
-absl::Status UffdWpTracker::UnregisterInSteps(AddressRange range) {
+absl::Status UffdWpTracker::UnregisterInSteps(const Vma& vma) {
+  const AddressRange range = vma.range;
+  // A step that joins a piece of a file mapping with the piece before it may meet a BUG_ON in Linux
+  // 6.12, with the target's memory locked for good: the joined mapping is looked at once more, and
+  // one of a file that is not registered must not be there. So these go whole.
+  const bool whole = vma.kind == VmaKind::kFilePrivate;
   const uint64_t step = StepSize(range.size()).value();
   for (uint64_t at = range.start().value(); at < range.end().value();) {
-    const uint64_t stop = std::min(range.end().value(), (at / step + 1) * step);
+    const uint64_t stop =
+        whole ? range.end().value() : std::min(range.end().value(), (at / step + 1) * step);
     const AddressRange piece = AddressRange::FromOrdered(at, stop);
     PREDUMP_RETURN_IF_ERROR(uffd_->Unregister(piece));
     most_bytes_in_one_unregister_ = std::max(most_bytes_in_one_unregister_, piece.size());
@@ -314,12 +320,13 @@ void UffdWpTracker::NoteFullResend(AddressRange range, absl::string_view reason)
 absl::Status UffdWpTracker::Disarm() {
   if (!uffd_.has_value()) return absl::OkStatus();
   // Closing the descriptor at once would hold the target's memory lock for tens of milliseconds, so
-  // it closes on nothing. A mapping that changes or goes meanwhile is left to the close.
+  // it closes on next to nothing. Mappings that change or go meanwhile are left to the close, and
+  // so are those of files: what may be next to them is not known (UnregisterInSteps).
   absl::Status status;
   const absl::StatusOr<VmaList> vmas = VmaList::Read(process_, /*with_flags=*/false);
   if (vmas.ok()) {
     for (const Vma& vma : vmas->vmas()) {
-      if (vma.is_private_memory()) UnregisterInSteps(vma.range).IgnoreError();
+      if (vma.kind == VmaKind::kAnonymousPrivate) UnregisterInSteps(vma).IgnoreError();
     }
   } else if (!base::IsTargetExited(vmas.status())) {
     status = vmas.status();

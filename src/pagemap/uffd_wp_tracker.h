@@ -97,7 +97,7 @@ class UffdWpTracker final : public DirtyTracker {
   absl::StatusOr<Armed> EnsureArmed(const Vma& vma,
                                     const std::vector<base::AddressRange>& armed_before);
   absl::StatusOr<Armed> Arm(const Vma& vma);
-  absl::Status UnregisterInSteps(base::AddressRange range);
+  absl::Status UnregisterInSteps(const Vma& vma);
   void NoteFullResend(base::AddressRange range, absl::string_view reason);
   bool IsMergeable(const Vma& vma);
 

@@ -336,6 +336,24 @@ TEST_F(UffdWpTrackerTest, DisarmsAtMost64MiBUnderOneHoldOfTheMemoryLock) {
   EXPECT_EQ(tracker_->ScanAndReset(*vmas).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+// Linux 6.12 breaks (BUG_ON in userfaultfd_unregister) where pieces of a file mapping are joined by
+// unregistering them one after the other: there the kernel's report is what fails.
+TEST_F(UffdWpTrackerTest, FileMappingsThatLieAcrossStepsAreArmedAndDisarmedWhole) {
+  const std::string path = MakeFile(16);
+  for (uint64_t i = 1; i <= 64; ++i) {
+    const uint64_t at = kBase + i * 64 * kMiB - 8 * kPage;
+    actor_.MapFile(path.c_str(), at, 16 * kPage, MAP_PRIVATE);
+    actor_.Write(at + 7 * kPage, 2 * kPage, i);
+  }
+  mover_->ScanAndSend();
+  actor_.Write(kBase + 5 * 64 * kMiB, kPage, 100);
+  EXPECT_EQ(PagesIn(mover_->ScanAndSend().dirty.pages, Range(kBase, 65 * 64 * kMiB)), 1u);
+  EXPECT_THAT(mover_->Finish(), IsEmpty());
+  ASSERT_TRUE(tracker_->Disarm().ok());
+  EXPECT_THAT(VmFlagsAt(kBase + 64 * kMiB), testing::Not(HasSubstr(" uw")));
+  actor_.Write(kBase + 7 * 64 * kMiB, kPage, 101);  // it lives
+}
+
 // What the application itself has registered stays its own.
 TEST_F(UffdWpTrackerTest, ForeignUserfaultfdIsResentEachRoundWithAReason) {
   actor_.Map(kBase, 16 * kPage);
