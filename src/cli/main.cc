@@ -57,7 +57,7 @@ int Main(int argc, char** argv) {
   app.footer(
       "Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 cancelled, 5 parked (run `predump "
       "resolve`),\n6 the process ended by itself. On 1, 3 and 4 the process runs on here, "
-      "unchanged.\n-v and -o FILE may stand behind a subcommand, too. More: man predump");
+      "unchanged.\n-v and --log-file FILE may stand behind a subcommand, too. More: man predump");
   app.fallthrough();  // subcommands inherit it: -v and -o may stand behind them too
   CommonOptions common;
   AddCommon(app, common);

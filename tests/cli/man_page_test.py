@@ -9,7 +9,7 @@ import unittest
 PREDUMP, PAGE = sys.argv[1:3]
 COMMON = "OPTIONS OF EVERY COMMAND"
 SECTIONS = {"": "OPTIONS OF A MIGRATION", "page-server": "OPTIONS OF page-server",
-            "check": "OPTIONS OF check", "resolve": "OPTIONS OF resolve"}
+            "check": "OPTIONS OF check", "core": "OPTIONS OF core", "resolve": "OPTIONS OF resolve"}
 OPTION = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 
 
