@@ -1,0 +1,225 @@
+#!/usr/bin/python3
+"""Runs in a virtual machine of the lab, for test_suites.py: each suite of suites.txt, one by one.
+
+Prints a line per suite, all that a failing one said, and the summary.
+"""
+import argparse
+import dataclasses
+import fnmatch
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+SELFTESTS = {"kernel_selftest": ["process_vmsplice"],
+             "kernel_selftest_stress": ["process_vmsplice_stress", "5"]}
+SUITE_SECONDS = 400
+KTAP_SKIP = 4
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+_GTEST = {"OK": PASSED, "FAILED": FAILED, "SKIPPED": SKIPPED}
+
+
+def say(text):
+    print(f"lab: {text}", flush=True)
+
+
+@dataclasses.dataclass
+class Plan:
+    """suites.txt"""
+    suites: list
+    must: list  # (suite, pattern of tests)
+    lacking: list  # (suite, pattern of tests, what they need and do not have here)
+
+    @staticmethod
+    def read(path):
+        plan = Plan([], [], [])
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            words = line.split("#")[0].split(None, 2)
+            if not words:
+                continue
+            kind, name, rest = (words + ["", ""])[:3]
+            if kind == "suite" and name and not rest:
+                plan.suites.append(name)
+            elif kind == "must" and ":" in name and not rest:
+                plan.must.append(tuple(name.split(":", 1)))
+            elif kind == "lacks" and ":" in name and rest:
+                plan.lacking.append((*name.split(":", 1), rest.strip()))
+            else:
+                sys.exit(f"{path}:{number}: not understood: {line}")
+        unknown = {entry[0] for entry in plan.must + plan.lacking}
+        if unknown - set(plan.suites):
+            sys.exit(f"{path}: no such suites: {sorted(unknown - set(plan.suites))}")
+        return plan
+
+
+@dataclasses.dataclass
+class Outcome:
+    suite: str
+    tests: dict  # name: PASSED, FAILED or SKIPPED
+    reasons: dict  # of skipped ones
+    lacking: list = dataclasses.field(default_factory=list)  # (pattern, need): not even started
+    trouble: str = ""  # beyond single tests
+    seconds: float = 0
+    output: str = ""
+
+    def names(self, kind):
+        return [name for name, outcome in self.tests.items() if outcome == kind]
+
+
+def run(command):
+    """(exit code or None if it took too long, what it printed, seconds)"""
+    start = time.monotonic()
+    # In a file: what a killed program has started may keep a pipe open.
+    path = "/tmp/output"
+    with open(path, "wb") as output:
+        try:
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output,
+                                  stderr=subprocess.STDOUT, timeout=SUITE_SECONDS,
+                                  check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    return code, text, time.monotonic() - start
+
+
+def trouble_of(code):
+    if code is None:
+        return f"not over after {SUITE_SECONDS} s"
+    return f"ended with {code}" if code != 0 else ""
+
+
+def run_gtest(suite, program, plan, wanted):
+    lacking = [(pattern, need) for name, pattern, need in plan.lacking if name == suite]
+    excluded = ":".join(pattern for pattern, _ in lacking)
+    command = [program, f"--gtest_filter={':'.join(wanted) or '*'}-{excluded}"]
+    code, text, seconds = run(command)
+    outcome = Outcome(suite, {}, {}, lacking, trouble_of(code), seconds, text)
+    lines = text.splitlines()
+    begun = 0
+    for number, line in enumerate(lines):
+        if line.startswith("[ RUN      ] "):
+            begun = number
+        match = re.match(r"\[ +(OK|FAILED|SKIPPED) +\] ([\w/.]+)(?:, where .*)? \(\d+ ms\)$", line)
+        if match:
+            outcome.tests[match.group(2)] = _GTEST[match.group(1)]
+            if match.group(1) == "SKIPPED":
+                outcome.reasons[match.group(2)] = " ".join(lines[begun + 1:number]).partition(
+                    "Skipped ")[2]
+    # A line that something else wrote into would be missing above.
+    ran = re.search(r"^\[={10}\] (\d+) tests? from \d+ test suites? ran\.", text, re.MULTILINE)
+    if not outcome.trouble and (ran is None or int(ran.group(1)) != len(outcome.tests)):
+        outcome.trouble = f"{len(outcome.tests)} outcomes seen, of {ran and ran.group(1)} tests"
+    return outcome
+
+
+def run_selftest(suite, programs):
+    program, *options = SELFTESTS[suite]
+    code, text, seconds = run([programs / program, *options])
+    # A kernel without the call is no kernel of the lab's, so that this is no excuse.
+    trouble = "skipped: the kernel has no process_vmsplice" if code == KTAP_SKIP else trouble_of(code)
+    outcome = Outcome(suite, {}, {}, [], trouble, seconds, text)
+    for line in text.splitlines():
+        match = re.match(r"(not ok|ok) \d+ (\S*)\s*(?:# SKIP\s*(.*))?", line)
+        if match is None:
+            continue
+        name = match.group(2)
+        outcome.tests[name] = FAILED if match.group(1) != "ok" else PASSED
+        if "# SKIP" in line:
+            outcome.tests[name] = SKIPPED
+            outcome.reasons[name] = match.group(3)
+    if not outcome.tests and not trouble:
+        outcome.trouble = "no outcome of any test seen"
+    return outcome
+
+
+def tests_of(program):
+    """Names as --gtest_filter takes them."""
+    listed = subprocess.run([program, "--gtest_list_tests"], capture_output=True, text=True,
+                            timeout=60, check=True).stdout
+    names, suite = [], ""
+    for line in listed.splitlines():
+        word = line.split("#")[0].rstrip()
+        if word.startswith("  "):
+            names.append(suite + word.strip())
+        elif word.endswith("."):
+            suite = word
+    return names
+
+
+def run_suite(suite, arguments, plan):
+    """None if nothing of it is wanted."""
+    expression = re.compile(arguments.filter)
+    if suite in SELFTESTS:
+        return run_selftest(suite, arguments.programs) if expression.search(suite) else None
+    program = arguments.build / "tests" / suite
+    if not os.access(program, os.X_OK):
+        return Outcome(suite, {}, {}, [], f"there is no {program}")
+    wanted = []
+    if arguments.filter:
+        wanted = [name for name in tests_of(program) if expression.search(f"{suite}:{name}")]
+        if not wanted:
+            return None
+    return run_gtest(suite, program, plan, wanted)
+
+
+def show(outcome):
+    failed = outcome.names(FAILED)
+    counts = ", ".join(f"{len(outcome.names(kind))} {kind}" for kind in (PASSED, SKIPPED, FAILED)
+                       if outcome.names(kind) or kind == PASSED)
+    say(f"{'FAILED' if failed or outcome.trouble else 'ok':6} {outcome.suite}: {counts} in "
+        f"{outcome.seconds:.0f} s{'; ' if outcome.trouble else ''}{outcome.trouble}")
+    if failed or outcome.trouble:
+        print(outcome.output, flush=True)
+    for pattern, need in outcome.lacking:
+        say(f"       left out {pattern}: needs {need}")
+    for name in outcome.names(SKIPPED):
+        say(f"       skipped {name}: {outcome.reasons.get(name) or 'no reason given'}")
+
+
+def not_run(plan, outcomes):
+    """What suites.txt wants to be run here, and was not."""
+    complaints = []
+    for suite, pattern in plan.must:
+        tests = next((outcome.tests for outcome in outcomes if outcome.suite == suite), {})
+        names = [name for name in tests if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            complaints.append(f"no test {suite}:{pattern} was run, and it must be")
+        complaints += [f"{suite}:{name} was skipped, and must run here" for name in names
+                       if tests[name] == SKIPPED]
+    return complaints
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=pathlib.Path, required=True)
+    parser.add_argument("--programs", type=pathlib.Path, required=True, help="of the selftest")
+    parser.add_argument("filter")
+    arguments = parser.parse_args()
+    plan = Plan.read(HERE / "suites.txt")
+    outcomes = []
+    for suite in plan.suites:
+        outcome = run_suite(suite, arguments, plan)
+        if outcome is not None:
+            outcomes.append(outcome)
+            show(outcome)
+    if not outcomes:
+        say(f"FAILED no test's name matches {arguments.filter}")
+        return 1
+    complaints = not_run(plan, outcomes) if not arguments.filter else []
+    for complaint in complaints:
+        say(f"FAILED {complaint}")
+    totals = {kind: sum(len(outcome.names(kind)) for outcome in outcomes)
+              for kind in (PASSED, SKIPPED, FAILED)}
+    bad = [outcome.suite for outcome in outcomes if outcome.names(FAILED) or outcome.trouble]
+    say(f"Linux {os.uname().release}: {len(outcomes)} suites, " +
+        ", ".join(f"{count} tests {kind}" for kind, count in totals.items()) +
+        (f"; failed suites: {', '.join(bad)}" if bad else ""))
+    return 1 if bad or complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
