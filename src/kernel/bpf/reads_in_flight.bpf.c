@@ -101,7 +101,7 @@ static __always_inline bool may_pin(struct task_struct* task, unsigned int fd) {
 static __always_inline void read_vectors(struct ReadRecord* read) {
   __u32 count = read->iov_count;
 
-  /* In one register: the verifier of Linux 6.12 knows the bound of the one it was tested in only. */
+  /* In one register: the verifier of Linux 6.12 knows the bound only of that which was tested. */
   barrier_var(count);
   if (read->vector_count == count || count > kInlineVectors) return;
   if (!bpf_probe_read_user(read->vectors, count * sizeof(read->vectors[0]), (void*)read->iov))
