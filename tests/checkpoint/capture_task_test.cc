@@ -201,13 +201,14 @@ TEST(CaptureTask, AttributesOfProcessAndThread) {
 
 TEST(CaptureTask, RegistersSignalMaskRobustListAndRseqOfEachThread) {
   const ForkedProcess child([] {
+    static std::atomic<int> begun;  // and registered what each thread registers first
     for (int i = 0; i < 3; ++i) {
-      std::thread([i] {
-        ::prctl(PR_SET_NAME, ("thread-" + std::to_string(i)).c_str());
+      std::thread([] {
+        ++begun;
         while (true) ::pause();
       }).detach();
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(0));
+    while (begun < 3) std::this_thread::yield();
   });
   const auto state = Captured(child);
   ASSERT_EQ(state.threads_size(), 4);

@@ -48,6 +48,23 @@ bool AllFourMove(Parked& parked) {
   return true;
 }
 
+// Freezes a process, queues the stop for it, and does no more until it is killed.
+struct Engine {
+  explicit Engine(const ProcessHandle& process)
+      : child([this, &process] {
+          auto frozen = FrozenProcess::Freeze(process, kTimeout);
+          if (!frozen.ok() || !frozen->QueueStop().ok()) ::_exit(1);
+          *queued = 1;
+          for (;;) ::pause();
+        }) {}
+  bool HasQueuedTheStop() {
+    return Eventually([this] { return *queued == 1; });
+  }
+
+  SharedValue<std::atomic<int>> queued;
+  ChildProcess child;
+};
+
 TEST(FreezerTest, SwallowedStopLeavesNothing) {
   SharedValue<Parked> parked;
   ChildProcess child([&] { CountInFourThreads(*parked); });
@@ -75,16 +92,10 @@ TEST(FreezerTest, ParkedProcessOutlivesItsEngineAndIsResumedUnseen) {
   ASSERT_TRUE(AllFourMove(*parked));
   const auto process = ProcessHandle::Open(child.pid());
   for (int i = 0; i < 10; ++i) {
-    SharedValue<std::atomic<int>> is_frozen;
-    ChildProcess engine([&] {
-      auto frozen = FrozenProcess::Freeze(*process, kTimeout);
-      if (!frozen.ok() || !frozen->QueueStop().ok()) ::_exit(1);
-      *is_frozen = 1;
-      for (;;) ::pause();
-    });
-    ASSERT_TRUE(Eventually([&] { return *is_frozen == 1; }));
+    Engine engine(*process);
+    ASSERT_TRUE(engine.HasQueuedTheStop());
     const long steps = Steps(*parked);
-    engine.Kill();
+    engine.child.Kill();
     ASSERT_TRUE(Eventually([&] { return ReadStat(*process)->state == 'T'; }));
     SleepMs(5);
     ASSERT_EQ(Steps(*parked), steps) << "a user instruction ran";
@@ -107,18 +118,12 @@ TEST(FreezerTest, ProcessOnItsWayToTheStopIsResumedAtOnceAfterItsEngineDied) {
   ASSERT_TRUE(AllFourMove(*parked));
   const auto process = ProcessHandle::Open(child.pid());
   for (int i = 0; i < 200; ++i) {
-    SharedValue<std::atomic<int>> is_frozen;
-    ChildProcess engine([&] {
-      auto frozen = FrozenProcess::Freeze(*process, kTimeout);
-      if (!frozen.ok() || !frozen->QueueStop().ok()) ::_exit(1);
-      *is_frozen = 1;
-      for (;;) ::pause();
-    });
-    ASSERT_TRUE(Eventually([&] { return *is_frozen == 1; }));
+    Engine engine(*process);
+    ASSERT_TRUE(engine.HasQueuedTheStop());
     if (i % 2 == 0) {
-      engine.Kill();
+      engine.child.Kill();
     } else {
-      ::kill(engine.pid(), SIGKILL);  // not even its death is waited for
+      ::kill(engine.child.pid(), SIGKILL);  // not even its death is waited for
     }
     const absl::Status resumed = FrozenProcess::UnparkAndResume(*process, kTimeout);
     ASSERT_TRUE(resumed.ok()) << i << ": " << resumed;
@@ -135,15 +140,9 @@ TEST(FreezerTest, ProcessOnItsWayToTheStopIsKilledAtOnceAfterItsEngineDied) {
     ChildProcess child([&] { CountInFourThreads(*parked); });
     ASSERT_TRUE(Eventually([&] { return parked->ready == 1; }));
     const auto process = ProcessHandle::Open(child.pid());
-    SharedValue<std::atomic<int>> is_frozen;
-    ChildProcess engine([&] {
-      auto frozen = FrozenProcess::Freeze(*process, kTimeout);
-      if (!frozen.ok() || !frozen->QueueStop().ok()) ::_exit(1);
-      *is_frozen = 1;
-      for (;;) ::pause();
-    });
-    ASSERT_TRUE(Eventually([&] { return *is_frozen == 1; }));
-    ::kill(engine.pid(), SIGKILL);
+    Engine engine(*process);
+    ASSERT_TRUE(engine.HasQueuedTheStop());
+    ::kill(engine.child.pid(), SIGKILL);
     const absl::Status killed = FrozenProcess::KillParked(*process, kTimeout);
     ASSERT_TRUE(killed.ok()) << i << ": " << killed;
     EXPECT_TRUE(*process->HasExited());

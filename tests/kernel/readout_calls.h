@@ -1,10 +1,11 @@
-// A readout for tests that look at the process, not at the answers.
+// What the tests of readouts share.
 #ifndef PREDUMP_TESTS_KERNEL_READOUT_CALLS_H_
 #define PREDUMP_TESTS_KERNEL_READOUT_CALLS_H_
 
 #include <signal.h>
 #include <sys/syscall.h>
 
+#include <atomic>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -13,6 +14,15 @@
 #include "src/kernel/readout_injection.h"
 
 namespace predump::kernel {
+
+// What a child that is read out tells of itself.
+struct Progress {
+  std::atomic<long> steps;
+  std::atomic<long> wrong;
+  std::atomic<long> returns;
+  std::atomic<long> started;
+  std::atomic<long> readouts;
+};
 
 // Some calls with and without buffers, for every thread.
 inline std::vector<std::vector<ReadoutCall>> SomeCalls(size_t threads) {

@@ -29,14 +29,6 @@
 namespace predump::kernel {
 namespace {
 
-struct Progress {
-  std::atomic<long> steps;
-  std::atomic<long> wrong;
-  std::atomic<long> returns;
-  std::atomic<long> started;
-  std::atomic<long> readouts;
-};
-
 template <typename T>
 T As(const ReadoutAnswer& answer) {
   T value;

@@ -23,14 +23,6 @@
 namespace predump::kernel {
 namespace {
 
-struct Progress {
-  std::atomic<long> steps;
-  std::atomic<long> wrong;
-  std::atomic<long> returns;
-  std::atomic<long> started;
-  std::atomic<long> readouts;
-};
-
 int64_t FailedCall(long result) { return result < 0 ? -errno : result; }
 
 // Each is made with a time to wait of 400 ms, and has to take that long: neither shorter, nor begun

@@ -17,9 +17,7 @@
 #include "src/kernel/clear_refs.h"
 #include "src/kernel/pagemap_scan.h"
 #include "src/pagemap/readv_source.h"
-#include "tests/pagemap/memory_actor.h"
-#include "tests/pagemap/mirror.h"
-#include "tests/pagemap/trackers.h"
+#include "tests/pagemap/tracker_fixture.h"
 
 namespace predump::pagemap {
 namespace {
@@ -30,45 +28,16 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr uint64_t kPage = 4096;
-constexpr uint64_t kBase = 0x700000000000;
-constexpr uint64_t kElsewhere = 0x710000000000;
-constexpr uint64_t kMiB = 1 << 20;
-
-base::AddressRange Range(uint64_t start, uint64_t bytes) {
-  return base::AddressRange::FromOrdered(start, start + bytes);
-}
-
-uint64_t PagesIn(const ExtentSet& set, base::AddressRange range) {
-  ExtentSet other;
-  other.Add(range);
-  return set.Intersection(other).pages().value();
-}
-
 auto Because(const char* reason) { return Field(&FullResend::reason, HasSubstr(reason)); }
 
 // Through both ways of looking at pages.
-class SoftDirtyTrackerTest : public testing::TestWithParam<std::string> {
+class SoftDirtyTrackerTest : public TrackerTest {
  protected:
-  void SetUp() override {
-    if (const std::string why = WhyNoTracker(GetParam()); !why.empty()) GTEST_SKIP() << why;
-    tracker_ = MakeTracker(GetParam(), actor_);
-    auto source = ReadvSource::Create(actor_.process());
-    ASSERT_TRUE(tracker_ != nullptr && source.ok());
-    source_ = *std::move(source);
-    mover_ = std::make_unique<Mover>(actor_, *tracker_, *source_);
-  }
-
   void ResetAsSomebodyElse() {
     const auto clear = kernel::ClearRefs::Open(actor_.process());
     ASSERT_TRUE(clear.ok()) << clear.status();
     ASSERT_TRUE(clear->ResetSoftDirty().ok());
   }
-
-  MemoryActor actor_;
-  std::unique_ptr<DirtyTracker> tracker_;
-  std::unique_ptr<ReadvSource> source_;
-  std::unique_ptr<Mover> mover_;
 };
 
 TEST_P(SoftDirtyTrackerTest, NeedsAFreeze) { EXPECT_TRUE(tracker_->needs_freeze()); }

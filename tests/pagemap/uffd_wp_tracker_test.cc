@@ -26,9 +26,7 @@
 #include "src/kernel/pagemap_scan.h"
 #include "src/kernel/process_memory.h"
 #include "src/pagemap/readv_source.h"
-#include "tests/pagemap/memory_actor.h"
-#include "tests/pagemap/mirror.h"
-#include "tests/support/temp_dir.h"
+#include "tests/pagemap/tracker_fixture.h"
 
 namespace predump::pagemap {
 namespace {
@@ -36,21 +34,6 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-
-constexpr uint64_t kPage = 4096;
-constexpr uint64_t kBase = 0x700000000000;
-constexpr uint64_t kElsewhere = 0x710000000000;
-constexpr uint64_t kMiB = 1 << 20;
-
-base::AddressRange Range(uint64_t start, uint64_t bytes) {
-  return base::AddressRange::FromOrdered(start, start + bytes);
-}
-
-uint64_t PagesIn(const ExtentSet& set, base::AddressRange range) {
-  ExtentSet other;
-  other.Add(range);
-  return set.Intersection(other).pages().value();
-}
 
 class UffdWpTrackerTest : public testing::Test {
  protected:
@@ -108,14 +91,6 @@ class UffdWpTrackerTest : public testing::Test {
   uint64_t SmapsKiB(const std::string& field, uint64_t address) {
     const std::string line = SmapsLine(field, address);
     return line.empty() ? 0 : std::stoull(line.substr(field.size()));
-  }
-
-  // A file of `pages` pages, each filled with its number plus one.
-  std::string MakeFile(uint64_t pages) {
-    const std::string path = temp_.File("mapped");
-    std::ofstream file(path, std::ios::binary);
-    for (uint64_t i = 0; i < pages; ++i) file << std::string(kPage, static_cast<char>(i + 1));
-    return path;
   }
 
   test_support::TempDir temp_ = *test_support::TempDir::Create();
@@ -211,7 +186,7 @@ int64_t DiscardAndWrite(const MemoryActor::Arguments& a) {
 // still marked as protected, the next lifts the mark. A freeze between the two finds a page that
 // nothing reports, with the contents of the file, where the target holds what was written before.
 TEST_F(UffdWpTrackerTest, APrivateCopyNotYetWrittenIsFoundAtTheFreeze) {
-  actor_.MapFile(MakeFile(4096).c_str(), kBase, 4096 * kPage, MAP_PRIVATE);
+  actor_.MapFile(MakeFile(temp_, 4096).c_str(), kBase, 4096 * kPage, MAP_PRIVATE);
   actor_.Write(kBase, 4096 * kPage, 1);
   const auto pagemap = kernel::PagemapFile::Open(actor_.process());
   const auto memory = kernel::ProcessMemory::Open(actor_.process(), O_RDONLY);
@@ -260,7 +235,7 @@ TEST_F(UffdWpTrackerTest, HolesAreLeftUnmarked) {
 TEST_F(UffdWpTrackerTest, AsksForFileBackingOnlyWhereSomethingWasWritten) {
   actor_.Map(kBase, 64 * kMiB);
   actor_.Write(kBase, 64 * kMiB, 1);
-  actor_.MapFile(MakeFile(4096).c_str(), kElsewhere, 4096 * kPage, MAP_PRIVATE);
+  actor_.MapFile(MakeFile(temp_, 4096).c_str(), kElsewhere, 4096 * kPage, MAP_PRIVATE);
   actor_.Write(kElsewhere, 4096 * kPage, 1);
   mover_->ScanAndSend();
   mover_->ScanAndSend();
@@ -339,7 +314,7 @@ TEST_F(UffdWpTrackerTest, DisarmsAtMost64MiBUnderOneHoldOfTheMemoryLock) {
 // Linux 6.12 breaks (BUG_ON in userfaultfd_unregister) where pieces of a file mapping are joined by
 // unregistering them one after the other: there the kernel's report is what fails.
 TEST_F(UffdWpTrackerTest, FileMappingsThatLieAcrossStepsAreArmedAndDisarmedWhole) {
-  const std::string path = MakeFile(16);
+  const std::string path = MakeFile(temp_, 16);
   for (uint64_t i = 1; i <= 64; ++i) {
     const uint64_t at = kBase + i * 64 * kMiB - 8 * kPage;
     actor_.MapFile(path.c_str(), at, 16 * kPage, MAP_PRIVATE);

@@ -3,7 +3,8 @@
  * the loader move each access to where the running kernel keeps the member, so order, size and
  * missing members here mean nothing; names and nesting do. Members that some kernels lack are
  * asked for with bpf_core_field_exists before use. Types that changed shape between kernels have a
- * second form with a ___suffix, which the loader ignores when matching names.
+ * second form with a ___suffix, which the loader ignores when matching names. A list of this
+ * length in one file, because the types name each other.
  */
 #ifndef PREDUMP_KERNEL_BPF_TYPES_BPF_H_
 #define PREDUMP_KERNEL_BPF_TYPES_BPF_H_
