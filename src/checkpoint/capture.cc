@@ -92,6 +92,7 @@ struct Capturer::Impl {
   std::optional<SocketDiag> diag;
   LastingFacts facts;
   IdentityCache identities;
+  FreshOptions fresh_options;  // asked for by the survey, so that the freeze knows them
   FlagMemory flags;
   struct Sleep {
     uint64_t since;  // the host's CLOCK_MONOTONIC
@@ -187,7 +188,7 @@ absl::Status Capturer::Impl::FillCommon(const kernel::TaskSnapshot& snapshot,
                       .files = files,
                       .state = state,
                       .blockers = blockers,
-                      .fresh_options = {},
+                      .fresh_options = fresh_options,
                       .descriptors = {},
                       .file_ids = {}};
   PREDUMP_RETURN_IF_ERROR(FillFiles(context));

@@ -33,7 +33,7 @@ struct FileContext {
   proto::ProcessState& state;
   BlockerList& blockers;
 
-  FreshOptions fresh_options = {};
+  FreshOptions& fresh_options;
   std::vector<Descriptor> descriptors;
   // File id by index of the first descriptor of each description; 0: refused.
   std::vector<uint32_t> file_ids;
