@@ -83,6 +83,12 @@ class Cursor {
 
 }  // namespace
 
+base::PageCount PageSender::PagesAtOnce() const {
+  const base::PageCount most = source_.max_pages();
+  if (!limiter_.limited()) return most;
+  return std::clamp(base::ToPages(limiter_.bucket()), base::PageCount(1), most);
+}
+
 absl::Status PageSender::SendLayout(const pagemap::VmaList& vmas) {
   for (const pagemap::LayoutOp& op : pagemap::DiffLayout(sent_layout_, vmas)) {
     spdlog::trace("{} {} {}", op.kind == pagemap::LayoutOp::Kind::kUnmap ? "unmap" : "map",
@@ -111,7 +117,7 @@ absl::StatusOr<base::PageCount> PageSender::SendDirty(const pagemap::DirtySet& d
   Cursor cursor(dirty.pages);
   while (!cursor.done()) {
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::FetchResult result,
-                             source_.Fetch(cursor.Peek(source_.max_pages())));
+                             source_.Fetch(cursor.Peek(PagesAtOnce())));
     if (result.consumed == base::PageCount(0)) {
       return absl::InternalError("the page source made no progress");
     }

@@ -35,6 +35,8 @@ class PageSender {
                                             const Progress& progress);
 
  private:
+  base::PageCount PagesAtOnce() const;
+
   transport::DataWriter& data_;
   pagemap::PageSource& source_;
   transport::BandwidthLimiter& limiter_;

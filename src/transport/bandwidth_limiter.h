@@ -31,6 +31,10 @@ class BandwidthLimiter {
   // Takes the limit away: while the process is frozen nothing is held back.
   void Lift() { bytes_per_second_ = 0; }
 
+  // The most to send at once: what the bucket holds. Larger pieces would go out in bursts, far
+  // apart. Only where limited().
+  base::ByteCount bucket() const { return base::ByteCount(bytes_per_second_ / 10); }
+
   bool limited() const { return bytes_per_second_ != 0; }
 
  private:

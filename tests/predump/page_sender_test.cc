@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -40,6 +41,7 @@ class FakeSource : public pagemap::PageSource {
     uint64_t asked = 0;
     for (const Extent& extent : wanted) asked += extent.pages().value();
     EXPECT_LE(asked, max_pages_);
+    most_asked_ = std::max(most_asked_, asked);
     if (stuck_) return result;
     uint64_t taken = 0;
     for (const Extent& extent : wanted) {
@@ -70,6 +72,7 @@ class FakeSource : public pagemap::PageSource {
 
   uint64_t max_pages_ = 5;
   uint64_t most_per_fetch_ = 1000;
+  uint64_t most_asked_ = 0;
   bool stuck_ = false;
 
  private:
@@ -137,9 +140,10 @@ class PageSenderTest : public ::testing::Test {
   }
 
   // Sends, closes, and waits for the reader to have it all.
-  absl::StatusOr<PageCount> Send(const pagemap::DirtySet& dirty) {
-    transport::BandwidthLimiter unlimited{base::ByteCount(0)};
-    PageSender sender(*writer_, source_, unlimited);
+  absl::StatusOr<PageCount> Send(const pagemap::DirtySet& dirty,
+                                 base::ByteCount bytes_per_second = base::ByteCount(0)) {
+    transport::BandwidthLimiter limiter(bytes_per_second);
+    PageSender sender(*writer_, source_, limiter);
     absl::StatusOr<PageCount> sent =
         sender.SendDirty(dirty, [this](PageCount pages) { progress_.push_back(pages.value()); });
     if (sent.ok()) {
@@ -205,6 +209,24 @@ TEST_F(PageSenderTest, ASourceThatMakesNoProgressIsAnErrorNotAHang) {
   pagemap::DirtySet dirty;
   dirty.pages.Add(Pages(16, 1));
   EXPECT_EQ(Send(dirty).status().code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(PageSenderTest, ALimitedBandwidthIsFilledEvenly) {
+  struct Case {
+    uint64_t pages_per_second;
+    uint64_t most_at_once;
+  };
+  for (const Case& each :
+       {Case{20, 2}, Case{4, 1}}) {  // a tenth of a second's, but a page at least
+    SetUp();
+    source_.most_asked_ = 0;
+    pagemap::DirtySet dirty;
+    dirty.pages.Add(Pages(70, 4));
+    const auto sent = Send(dirty, base::ByteCount(each.pages_per_second * kPage));
+    ASSERT_TRUE(sent.ok()) << sent.status();
+    EXPECT_EQ(reader_->pages, WithoutVanished(dirty.pages));
+    EXPECT_EQ(source_.most_asked_, each.most_at_once);
+  }
 }
 
 }  // namespace
