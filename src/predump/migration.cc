@@ -210,11 +210,20 @@ class MigrationRun {
                   *tracking.source, limiter,       sender,    session_id_};
     const absl::Status status = RoundsAndHandover(engine);
     report_.transferred = link_->data().bytes_sent();
+    NoteSourceInUse(*tracking.source);
     // Whatever came of it, nothing of ours stays in a process that lives on.
     if (report_.status != MigrationStatus::kCompleted || options_.leave_running) {
       tracking.TakeDown();
     }
     return status;
+  }
+
+  // Another one than in the beginning where somebody has killed the helper.
+  void NoteSourceInUse(const pagemap::PageSource& source) {
+    if (report_.source == source.name()) return;
+    report_.source_reason = absl::StrCat("the ", report_.source, " was killed by somebody");
+    report_.source = std::string(source.name());
+    observer_.OnNote(absl::StrCat("source ", report_.source, ": ", report_.source_reason));
   }
 
   absl::Status RoundsAndHandover(Engine& engine) {

@@ -1,5 +1,7 @@
 #!/usr/bin/python3
 """Whatever does not end in a move leaves the process as it was, and the process does not notice."""
+import os
+import signal
 import sys
 
 import harness
@@ -41,6 +43,22 @@ class Stays(harness.E2eTest):
                     self.assertGreater(result["pages-verified"], 0)
                     self.assert_stayed(workload, before)
                     self.assert_finishes_well(workload)
+
+    def test_a_move_goes_on_by_copying_when_its_helper_is_killed(self):
+        workload = self.lab.workload("heart")
+        engine = self.engine(workload, *_SLOW, "--source", "helper", "--verify")
+        engine.log.wait_for("set up with")
+        known = {workload.pid, engine.process.pid}
+        helper = [pid for pid in self.lab.source.processes() if pid not in known]
+        self.assertEqual(len(helper), 1, "the helper and nobody else")
+        os.kill(helper[0], signal.SIGKILL)
+        result = engine.result()
+        self.assert_exit(result, harness.COMPLETED)
+        self.assertEqual(result["source"], "readv")
+        self.assertGreater(result["pages-verified"], 0)
+        workload.moved_to(self.lab.target, result["restored-pid"])
+        self.assert_goes_on(workload, 100)
+        self.assert_finishes_well(workload)
 
     def test_every_stop_of_a_round_is_reported(self):
         workload, _ = self.start()
