@@ -14,10 +14,14 @@ IMPOSTORS = {
     "garbage": "c.sendall(os.urandom(4096)); c.recv(1)",
     "http": "c.recv(4096); c.sendall(b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n')",
     "hangs-up": "c.close()",
-    "half-a-frame": "c.recv(4096); c.sendall(b'\\x02\\x00\\x00\\x00\\xff')",
     "endless-frame": "c.recv(4096); c.sendall(b'\\x02\\x00\\x00\\x00\\xff\\xff\\xff\\xff' + bytes(65536))",
     # ServerHello{protocol_version: 99}
     "another-version": "c.recv(4096); c.sendall(b'\\x02\\x00\\x00\\x00\\x02\\x00\\x00\\x00\\x08\\x63'); c.recv(1)",
+}
+# And those that stop talking: only time tells.
+SILENT = {
+    "nothing": "kept = c",
+    "half-a-frame": "c.recv(4096); c.sendall(b'\\x02\\x00\\x00\\x00\\xff'); kept = c",
 }
 
 
@@ -97,10 +101,15 @@ class BadInput(harness.E2eTest):
                 if kind == "another-version":
                     self.assertRegex(result["message"], r"(?i)version.*99|99.*version")
 
-    def test_a_server_that_says_nothing(self):
-        address = self.impostor("kept = c")
-        self.assert_failed(self.lab.engine(self.workload.pid, address).result(60), harness.FAILED,
-                           address)
+    def test_a_server_that_stops_talking(self):
+        waiting = []
+        for what in SILENT.values():  # at the same time: each takes as long as we wait for an answer
+            address, workload = self.impostor(what), self.lab.workload("heart")
+            before = harness.settled_snapshot(workload)
+            waiting.append((address, workload, before, self.lab.engine(workload.pid, address)))
+        for address, self.workload, self.before, engine in waiting:
+            with self.subTest(address=address):
+                self.assert_failed(engine.result(60), harness.FAILED, address)
 
     def test_the_server_is_killed_within_a_round(self):
         server = self.lab.server()
