@@ -62,9 +62,11 @@ absl::Status ToStatus(const absl::StatusOr<T>& status) {
 #define PREDUMP_ASSIGN_OR_RETURN(declaration, expression)                                 \
   PREDUMP_ASSIGN_OR_RETURN_IMPL(PREDUMP_CONCAT(predump_statusor_, __LINE__), declaration, \
                                 expression)
+// NOLINTBEGIN(bugprone-macro-parentheses): names that are declared cannot be in parentheses.
 #define PREDUMP_ASSIGN_OR_RETURN_IMPL(holder, declaration, expression) \
   auto holder = (expression);                                          \
   if (!holder.ok()) return std::move(holder).status();                 \
   declaration = *std::move(holder)
+// NOLINTEND(bugprone-macro-parentheses)
 
 #endif  // PREDUMP_BASE_ERRORS_H_

@@ -53,7 +53,7 @@ class OnThisKernel(harness.E2eTest):
         self.assert_finishes_well(workload)
 
 
-class SoftDirty(OnThisKernel):
+class SoftDirtyMoves(OnThisKernel):
     def check(self, result):
         self.assertEqual(result["tracker"], "soft-dirty")
         for number, record in enumerate(result["rounds"]):
@@ -64,7 +64,13 @@ class SoftDirty(OnThisKernel):
                   file=sys.stderr)
 
 
-class ProcessVmsplice(SoftDirty):
+class ReadvWithoutBpf(SoftDirtyMoves):
+    def check(self, result):
+        super().check(result)
+        self.assertEqual(result["source"], "readv")
+
+
+class ProcessVmsplice(SoftDirtyMoves):
     def check(self, result):
         super().check(result)
         self.assertEqual(result["source"], "process_vmsplice")
@@ -82,7 +88,7 @@ def _add(case, kind, means, names):
 
 _add(ProcessVmsplice, "process_vmsplice", SOFT_DIRTY + PROCESS_VMSPLICE,
      WORKLOADS)
-_add(SoftDirty, "readv_without_bpf", SOFT_DIRTY + ["--source", "readv", "--no-bpf"],
+_add(ReadvWithoutBpf, "readv_without_bpf", SOFT_DIRTY + ["--source", "readv", "--no-bpf"],
      ["heart", "churn"])
 
 

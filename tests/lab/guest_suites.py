@@ -17,7 +17,9 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 SELFTESTS = {"kernel_selftest": ["process_vmsplice"],
              "kernel_selftest_stress": ["process_vmsplice_stress", "5"]}
-SUITE_SECONDS = 300
+# Here processes move between two namespaces of the guest.
+E2E = HERE.parent / "e2e"
+SUITE_SECONDS, E2E_SECONDS = 300, 600
 KTAP_SKIP = 4
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -95,7 +97,7 @@ class ControlGroup:
         self.PATH.rmdir()
 
 
-def run(command):
+def run(command, limit=SUITE_SECONDS):
     """(exit code or None if it took too long, what it printed, seconds)"""
     start = time.monotonic()
     # In a file: what a killed program has started may keep a pipe open.
@@ -103,7 +105,7 @@ def run(command):
     with open(path, "wb") as output, ControlGroup() as group:
         try:
             code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output,
-                                  stderr=subprocess.STDOUT, timeout=SUITE_SECONDS, check=False,
+                                  stderr=subprocess.STDOUT, timeout=limit, check=False,
                                   preexec_fn=group.enter).returncode
         except subprocess.TimeoutExpired:
             code = None
@@ -111,9 +113,9 @@ def run(command):
     return code, text, time.monotonic() - start
 
 
-def trouble_of(code):
+def trouble_of(code, limit=SUITE_SECONDS):
     if code is None:
-        return f"not over after {SUITE_SECONDS} s"
+        return f"not over after {limit} s"
     return f"ended with {code}" if code != 0 else ""
 
 
@@ -161,6 +163,28 @@ def run_selftest(suite, programs):
     return outcome
 
 
+def run_e2e(suite, program, build):
+    code, text, seconds = run(["env", f"PREDUMP_BUILD_DIR={build}", sys.executable, program],
+                              E2E_SECONDS)
+    outcome = Outcome(suite, {}, {}, [], trouble_of(code, E2E_SECONDS), seconds, text)
+    name = None
+    for line in text.splitlines():
+        # What a test prints stands between its name and its outcome.
+        begun = re.match(r"(\w+) \(__main__\.(\w+)\.\w+\)", line)
+        name = f"{begun[2]}.{begun[1]}" if begun else name
+        ended = re.search(r"(?:^|\.\.\. )(ok|FAIL|ERROR|skipped (.*))$", line)
+        if name is None or ended is None:
+            continue
+        outcome.tests[name] = {"ok": PASSED, "FAIL": FAILED, "ERROR": FAILED}.get(ended[1], SKIPPED)
+        if ended[2]:
+            outcome.reasons[name] = ended[2]
+        name = None
+    ran = re.search(r"^Ran (\d+) tests? in ", text, re.MULTILINE)
+    if not outcome.trouble and (ran is None or int(ran[1]) != len(outcome.tests)):
+        outcome.trouble = f"{len(outcome.tests)} outcomes seen, of {ran and ran[1]} tests"
+    return outcome
+
+
 def tests_of(program):
     """Names as --gtest_filter takes them."""
     listed = subprocess.run([program, "--gtest_list_tests"], capture_output=True, text=True,
@@ -180,6 +204,9 @@ def run_suite(suite, arguments, plan):
     expression = re.compile(arguments.filter)
     if suite in SELFTESTS:
         return run_selftest(suite, arguments.programs) if expression.search(suite) else None
+    if suite.startswith("e2e_"):
+        program = E2E / f"test_{suite.removeprefix('e2e_')}.py"
+        return run_e2e(suite, program, arguments.build) if expression.search(suite) else None
     program = arguments.build / "tests" / suite
     if not os.access(program, os.X_OK):
         return Outcome(suite, {}, {}, [], f"there is no {program}")

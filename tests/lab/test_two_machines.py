@@ -12,7 +12,7 @@ import sys
 import guest
 import harness
 
-DEFAULT_MOVES = ["uffd-wp:helper"]
+DEFAULT_MOVES = ["soft-dirty:process_vmsplice", "uffd-wp:helper"]
 
 TARGET, SOURCE = "10.0.0.2", "10.0.0.1"
 # Of each machine; the redis-server that moves holds 64 MiB.
