@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "src/base/errors.h"
 #include "src/kernel/procfs.h"
+#include "src/kernel/uapi_sched_attr.h"
 
 namespace predump::checkpoint {
 namespace {
@@ -31,17 +32,6 @@ constexpr uint32_t kSignalStopped = 1;    // SIGNAL_STOP_STOPPED
 constexpr uint64_t kNoNewPrivileges = 1;  // PFA_* of include/linux/sched.h
 constexpr uint64_t kStoreBypassDisabled = 1 << 3;
 constexpr uint64_t kIndirectBranchDisabled = 1 << 5;
-
-// struct sched_attr of sched_getattr(2), its first version; glibc 2.36 has none.
-struct SchedAttributes {
-  uint32_t size;
-  uint32_t policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime, deadline, period;
-};
-static_assert(sizeof(SchedAttributes) == 48);
 
 // One line of /proc/PID/status, without its name.
 absl::string_view StatusLine(absl::string_view text, absl::string_view name) {
@@ -79,12 +69,12 @@ absl::Status FillScheduling(const kernel::ProcessHandle& process, pid_t tid,
   record.policy = stat.policy;
   record.realtime_priority = stat.realtime_priority;
   record.static_priority = static_cast<int32_t>(stat.nice) + kDefaultPriority;
-  SchedAttributes attributes = {};
+  kernel::SchedAttributes attributes = {};
   if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0) {
     return process.ErrorFor(errno, "sched_getattr");
   }
   // A slice that nobody asked for is the one that we have, too.
-  SchedAttributes ours = {};
+  kernel::SchedAttributes ours = {};
   if (::syscall(SYS_sched_getattr, 0, &ours, sizeof ours, 0) == 0 && ours.policy != SCHED_FIFO &&
       ours.policy != SCHED_RR && attributes.policy != SCHED_FIFO && attributes.policy != SCHED_RR &&
       attributes.runtime != ours.runtime) {

@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "src/base/errors.h"
+#include "src/kernel/uapi_sched_attr.h"
 #include "src/kernel/wait.h"
 
 extern "C" const char predump_landing_image[];
@@ -66,14 +67,7 @@ void ExecuteImage(const ChildPlan& plan, const char* name) {
 // What the server was started with and a child inherits, but no migrated process has unless it
 // brings it. Where something cannot be undone the target's check has refused (server_check.h).
 void ShedInheritance() {
-  // sched_attr of sched_setattr(2), its first version; glibc 2.36 has none.
-  struct {
-    uint32_t size, policy;
-    uint64_t flags;
-    int32_t nice;
-    uint32_t priority;
-    uint64_t runtime, deadline, period;
-  } scheduling = {};
+  kernel::SchedAttributes scheduling = {};
   constexpr int kIoprioWhoProcess = 1;
   constexpr unsigned long kSetMemoryMerge = 67;  // PR_SET_MEMORY_MERGE, Linux 6.4
   static const cpu_set_t all = [] {

@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "src/base/errors.h"
+#include "src/kernel/uapi_sched_attr.h"
 #include "src/restore/limit_names.h"
 #include "src/restore/timer_value.h"
 
@@ -329,14 +330,7 @@ void TaskPlan::AddScheduling(CallPlan& plan, const proto::ThreadState& thread) c
               absl::StrCat("scheduling policy ", core.sched_policy(), of_thread));
   }
   if (extra.time_slice_ns() != 0) {
-    // sched_attr of sched_setattr(2), its first version.
-    struct {
-      uint32_t size, policy;
-      uint64_t flags;
-      int32_t nice;
-      uint32_t priority;
-      uint64_t runtime, deadline, period;
-    } attributes = {};
+    kernel::SchedAttributes attributes = {};
     attributes.size = sizeof attributes;
     attributes.policy = core.sched_policy();
     attributes.flags = reset ? kFlagResetOnFork : 0;

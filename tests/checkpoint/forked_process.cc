@@ -18,6 +18,7 @@
 #include "src/base/errors.h"
 #include "src/images/image_set.h"
 #include "src/kernel/procfs.h"
+#include "src/kernel/uapi_sched_attr.h"
 
 namespace predump::checkpoint::testing {
 namespace {
@@ -63,13 +64,7 @@ void ForkHolder() {
 }
 
 void SetTimeSlice(uint64_t nanoseconds) {
-  struct {
-    uint32_t size, policy;
-    uint64_t flags;
-    int32_t nice;
-    uint32_t priority;
-    uint64_t runtime, deadline, period;
-  } attributes = {};
+  kernel::SchedAttributes attributes = {};
   Require(::syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) == 0, "sched_getattr");
   attributes.runtime = nanoseconds;
   Require(::syscall(SYS_sched_setattr, 0, &attributes, 0) == 0, "sched_setattr");

@@ -15,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "src/kernel/procfs.h"
+#include "src/kernel/uapi_sched_attr.h"
 #include "tests/restore/build_fixture.h"
 
 namespace predump::restore {
@@ -22,22 +23,14 @@ namespace {
 
 using ::testing::HasSubstr;
 
-struct SchedAttributes {  // sched_attr of sched_getattr(2), its first version
-  uint32_t size, policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime, deadline, period;
-};
-
 uint64_t TimeSlice(pid_t pid) {
-  SchedAttributes attributes = {};
+  kernel::SchedAttributes attributes = {};
   EXPECT_EQ(::syscall(SYS_sched_getattr, pid, &attributes, sizeof attributes, 0), 0);
   return attributes.runtime;
 }
 
 void SetTimeSlice(uint64_t nanoseconds) {
-  SchedAttributes attributes = {};
+  kernel::SchedAttributes attributes = {};
   EXPECT_EQ(::syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0), 0);
   attributes.runtime = nanoseconds;
   EXPECT_EQ(::syscall(SYS_sched_setattr, 0, &attributes, 0), 0);
