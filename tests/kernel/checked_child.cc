@@ -33,6 +33,28 @@ void ComputeAndCheck(std::atomic<long>& steps, std::atomic<long>& wrong, Threads
   }
 }
 
+// The stack holds the address it counts at.
+[[noreturn]] void SpinWithEveryRegister(std::atomic<long>& steps) {
+  asm volatile(
+      "push %0\n"
+      "mov $1, %%eax\n mov $2, %%ebx\n mov $3, %%ecx\n mov $4, %%edx\n mov $5, %%esi\n"
+      "mov $6, %%edi\n mov $7, %%ebp\n mov $8, %%r8d\n mov $9, %%r9d\n mov $10, %%r10d\n"
+      "mov $11, %%r11d\n mov $12, %%r12d\n mov $13, %%r13d\n mov $14, %%r14d\n mov $15, %%r15d\n"
+      "1:\n"
+      "cmp $1, %%rax\n jne 2f\n cmp $2, %%rbx\n jne 2f\n cmp $3, %%rcx\n jne 2f\n"
+      "cmp $4, %%rdx\n jne 2f\n cmp $5, %%rsi\n jne 2f\n cmp $6, %%rdi\n jne 2f\n"
+      "cmp $7, %%rbp\n jne 2f\n cmp $8, %%r8\n jne 2f\n cmp $9, %%r9\n jne 2f\n"
+      "cmp $10, %%r10\n jne 2f\n cmp $11, %%r11\n jne 2f\n cmp $12, %%r12\n jne 2f\n"
+      "cmp $13, %%r13\n jne 2f\n cmp $14, %%r14\n jne 2f\n cmp $15, %%r15\n jne 2f\n"
+      "push %%rax\n mov 8(%%rsp), %%rax\n incq (%%rax)\n pop %%rax\n"
+      "jmp 1b\n"
+      "2: ud2\n"
+      :
+      : "r"(&steps)
+      : "memory");
+  __builtin_unreachable();
+}
+
 extern "C" char rseq_test_start[], rseq_test_end[], rseq_test_abort[];
 
 [[noreturn]] void SpinInsideRestartableSequence(RseqState& state) {

@@ -22,6 +22,9 @@ template <typename Progress>
   ComputeAndCheck(progress.steps, progress.wrong, threads);
 }
 
+// Holds a value in every general register and counts; dies (SIGILL) when one is lost.
+[[noreturn]] void SpinWithEveryRegister(std::atomic<long>& steps);
+
 struct RseqState {
   std::atomic<uint64_t> aborts;
   uint64_t spins;

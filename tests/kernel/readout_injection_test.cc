@@ -23,6 +23,7 @@
 #include "src/base/errors.h"
 #include "tests/kernel/checked_child.h"
 #include "tests/kernel/child_process.h"
+#include "tests/kernel/dying_engine.h"
 #include "tests/kernel/process_snapshot.h"
 #include "tests/kernel/readout_calls.h"
 
@@ -220,14 +221,14 @@ TEST(ReadoutInjectionTest, ProcessSurvivesEnginesKilledAtAnyMoment) {
   const ProcessSnapshot before = TakeSnapshot(*process);
 
   for (int death = 0; death < kDeaths; ++death) {
-    progress->started = 0;
+    const long readouts = progress->readouts;
     ChildProcess engine([&] {
-      progress->started = 1;
       for (;;) {
         if (FreezeAndReadOut(*process).ok()) ++progress->readouts;
       }
     });
-    while (progress->started == 0) ::sched_yield();
+    // Its first readout takes an engine just forked many milliseconds; the ones that follow do not.
+    ASSERT_TRUE(Eventually([&] { return progress->readouts > readouts; })) << "death " << death;
     ::usleep(static_cast<useconds_t>(delay_us(random)));
     engine.Kill();
     ASSERT_TRUE(child.Alive()) << "death " << death;
@@ -243,10 +244,42 @@ TEST(ReadoutInjectionTest, ProcessSurvivesEnginesKilledAtAnyMoment) {
         << before.maps << TakeSnapshot(*process).maps;
   }
   printf("%d deaths, %ld whole readouts in between\n", kDeaths, progress->readouts.load());
-  EXPECT_GT(progress->readouts, 0);
   // What a dead engine left in the padding is known as ours, and gone after a whole readout.
   ASSERT_TRUE(FreezeAndReadOut(*process).ok());
   EXPECT_TRUE(AllZero(ReadPadding(*process)));
+}
+
+TEST(ReadoutInjectionTest, EveryRegisterSurvivesEnginesKilledAtEachCall) {
+  SharedValue<Progress> progress;
+  ChildProcess child([&] {
+    std::thread([&] { SpinWithEveryRegister(progress->returns); }).detach();
+    SpinWithEveryRegister(progress->steps);
+  });
+  const auto both_count = [&] {
+    const long steps = progress->steps;
+    const long returns = progress->returns;
+    return Eventually(
+        [&] { return progress->steps > steps + 100 && progress->returns > returns + 100; });
+  };
+  ASSERT_TRUE(both_count());
+  const auto process = ProcessHandle::Open(child.pid());
+  ASSERT_TRUE(process.ok()) << process.status();
+  const ProcessSnapshot before = TakeSnapshot(*process);
+  const auto engine = [&] {
+    if (FreezeAndReadOut(*process).ok()) ++progress->readouts;
+  };
+  int call = 0;
+  for (;; ++call) {
+    progress->readouts = 0;
+    if (!DiesBeforeCall(engine, call)) break;
+    ASSERT_TRUE(both_count()) << "call " << call;
+    ASSERT_TRUE(child.Alive()) << "call " << call;
+    ASSERT_TRUE(Eventually([&] { return TakeSnapshot(*process) == before; }))
+        << "call " << call << "\n"
+        << before.maps << TakeSnapshot(*process).maps;
+  }
+  printf("%d calls\n", call);
+  EXPECT_EQ(progress->readouts, 1) << "the engine that came to its end did not do its work";
 }
 
 }  // namespace
