@@ -74,7 +74,8 @@ bool IsKernelProvided(const pagemap::Vma& vma) {
 
 // The id of the file a mapping is of, 0 with a blocker where its path leads elsewhere. Device
 // numbers in maps are not those of stat(2) on some file systems; then map_files, which is the file
-// itself, decides. `surveying`: look again even where it is known.
+// itself, decides. `surveying`: look again even where it is known; the process runs, and 0 without
+// a blocker is a mapping that is gone.
 absl::StatusOr<uint32_t> MappedFile(const kernel::ProcessHandle& process, const pagemap::Vma& vma,
                                     bool surveying, FileRegistry& files, const std::string& name,
                                     BlockerList& blockers) {
@@ -90,7 +91,9 @@ absl::StatusOr<uint32_t> MappedFile(const kernel::ProcessHandle& process, const 
     struct stat actual;
     const std::string link = absl::StrCat("map_files/", vma.range.ToString());
     if (::fstatat(process.proc_fd(), link.c_str(), &actual, 0) != 0) {
-      return process.ErrorFor(errno, "stat " + link);
+      const absl::Status status = process.ErrorFor(errno, "stat " + link);
+      if (surveying && base::ErrnoOf(status) == ENOENT) return 0;
+      return status;
     }
     if (const auto why = WhyNotReachable(vma.path, actual, at_path); why.has_value()) {
       blockers.Add(name, absl::StrCat(*why, " (", vma.path, ")"),

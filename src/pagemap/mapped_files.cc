@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -51,7 +52,11 @@ void MappedFiles::Prepare(const Vma& vma) {
   base::UniqueFd& file = files_[{vma.device, vma.inode}];
   if (file.valid()) return;
   absl::StatusOr<base::UniqueFd> opened = OpenMappedFile(*process_, vma);
-  if (opened.ok()) file = *std::move(opened);
+  // A running process may have mapped another file there meanwhile. Its device numbers would not
+  // tell: those of maps and of fstat(2) differ on some file systems.
+  struct stat info;
+  if (!opened.ok() || ::fstat(opened->get(), &info) != 0 || info.st_ino != vma.inode) return;
+  file = *std::move(opened);
 }
 
 absl::StatusOr<MappedFiles::Comparison> MappedFiles::Compare(const Vma& vma,

@@ -32,7 +32,8 @@ class MappedFiles {
   // `process` outlives the object.
   static absl::StatusOr<MappedFiles> Create(const kernel::ProcessHandle& process);
 
-  // Opens the file behind `vma` if it is not open yet. A failure shows in Compare.
+  // Opens the file behind `vma` if it is not open yet; not one that a running process has mapped
+  // there since `vma` was read. A failure shows in Compare.
   void Prepare(const Vma& vma);
 
   struct Comparison {

@@ -28,9 +28,11 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "src/base/clock.h"
+#include "src/base/errors.h"
 #include "src/images/image_constants.h"
 #include "src/images/image_set.h"
 #include "src/images/state_validation.h"
+#include "src/kernel/procfs_maps.h"
 #include "tests/checkpoint/forked_process.h"
 #include "tests/support/proc_snapshot.h"
 
@@ -372,6 +374,33 @@ TEST(CaptureTask, MappingsAndAddresses) {
   EXPECT_TRUE(vdso);
   EXPECT_TRUE(executable);
   EXPECT_GT(images::FileIndex(state).FindRegular(mm.exe_file_id())->build_id_size(), 0);
+}
+
+// Where device numbers in maps are not those of stat(2), the survey looks at the file itself.
+TEST(CaptureTask, AMappingThatIsGoneWhenTheSurveyLooksIsLeftOut) {
+  const ForkedProcess child([] {});
+  auto capturer = Capturer::Create(child.handle(), {});
+  ASSERT_TRUE(capturer.ok()) << capturer.status();
+  auto vmas = pagemap::VmaList::Read(child.handle(), true);
+  ASSERT_TRUE(vmas.ok()) << vmas.status();
+  constexpr uint64_t kGone = 0x700000000000;
+  const auto gone = kernel::ParseMaps("700000000000-700000001000 r--p 00000000 ff:ff 1 /bin/sh\n");
+  ASSERT_TRUE(gone.ok()) << gone.status();
+  auto& all = vmas->mutable_vmas();
+  const auto after = std::find_if(all.begin(), all.end(), [](const pagemap::Vma& vma) {
+    return vma.range.start().value() > kGone;
+  });
+  all.insert(after, pagemap::ClassifyMapping(gone->front(), {}));
+  const auto survey = capturer->Survey(*vmas);
+  ASSERT_TRUE(survey.ok()) << survey.status();
+  EXPECT_TRUE(survey->blockers.empty()) << survey->blockers.front().reason();
+  EXPECT_GT(survey->preview.mm().vmas_size(), 0);
+  for (const auto& mapping : survey->preview.mm().vmas()) EXPECT_NE(mapping.start(), kGone);
+
+  // Frozen, nothing may go: then it is an error.
+  auto frozen = kernel::FrozenProcess::Freeze(child.handle(), absl::Seconds(5));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_EQ(base::ErrnoOf(capturer->Capture(*frozen, *vmas).status()), ENOENT);
 }
 
 TEST(CaptureTask, LeavesNoTrace) {
