@@ -25,6 +25,7 @@ namespace {
 struct SchedFields {
   int64_t exec_start_ns = 0;  // when it last ran, or was last accounted for, in its CPU's clock
   uint64_t voluntary_switches = 0;
+  friend bool operator==(const SchedFields&, const SchedFields&) = default;
 };
 
 // The value of "name   :   value".
@@ -90,18 +91,22 @@ std::optional<int64_t> SchedulerClocks::Measure(int cpu) {
   // Makes the scheduler account for this thread up to now.
   struct timespec unused;
   ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &unused);
-  const int64_t now = base::MonotonicNanoseconds();
   const auto own = ReadSched(*self, ::gettid());
   if (!own.has_value()) return std::nullopt;
-  return now - own->exec_start_ns;
+  // Read last: a delay in between makes a sleep look shorter than it was, never longer, which would
+  // end it early.
+  return base::MonotonicNanoseconds() - own->exec_start_ns;
 }
 
 std::optional<SleepNote> SleepNote::Take(const ProcessHandle& process, pid_t tid,
                                          SchedulerClocks& clocks) {
-  const auto stat = ReadThreadStat(process, tid);
-  const auto offset = stat.ok() ? clocks.OffsetOf(stat->last_cpu) : std::nullopt;
   const auto sched = ReadSched(process, tid);
-  if (!offset.has_value() || !sched.has_value()) return std::nullopt;
+  const auto stat = ReadThreadStat(process, tid);
+  const auto again = ReadSched(process, tid);
+  // One that ran in between may have done so on another CPU, whose clock is another.
+  if (!stat.ok() || !sched.has_value() || again != sched) return std::nullopt;
+  const auto offset = clocks.OffsetOf(stat->last_cpu);
+  if (!offset.has_value()) return std::nullopt;
   SleepNote note;
   note.since_ns_ = sched->exec_start_ns + *offset;
   note.switches_ = sched->voluntary_switches;

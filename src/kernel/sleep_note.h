@@ -30,7 +30,8 @@ class SchedulerClocks {
   SchedulerClocks& operator=(const SchedulerClocks&) = delete;
   ~SchedulerClocks();
 
-  // What to add to a time of `cpu`'s clock to have our CLOCK_MONOTONIC. nullopt: not to be had.
+  // What to add to a time of `cpu`'s clock to have our CLOCK_MONOTONIC: never less than that, so
+  // that no sleep counts as longer than it was. nullopt: not to be had.
   std::optional<int64_t> OffsetOf(int cpu);
 
  private:
@@ -46,7 +47,8 @@ class SchedulerClocks {
 // sleep is one, and so is being stopped.
 class SleepNote {
  public:
-  // nullopt where the kernel does not tell (/proc/PID/task/TID/sched needs CONFIG_SCHED_DEBUG).
+  // nullopt where the kernel does not tell (/proc/PID/task/TID/sched needs CONFIG_SCHED_DEBUG), or
+  // where the thread ran meanwhile.
   static std::optional<SleepNote> Take(const ProcessHandle& process, pid_t tid,
                                        SchedulerClocks& clocks);
 
