@@ -26,7 +26,7 @@ namespace {
 int64_t FailedCall(long result) { return result < 0 ? -errno : result; }
 
 // Each is made with a time to wait of 400 ms, and has to take that long: neither shorter, nor begun
-// anew after the readouts.
+// anew after each readout.
 const std::pair<const char*, std::function<int64_t()>> kTimedCalls[] = {
     {"nanosleep",
      [] {
@@ -62,18 +62,18 @@ TEST(ReadoutInjectionTest, TimedCallsGoOnWithTheirTime) {
       const int64_t start = base::MonotonicNanoseconds();
       *result = call();
       *took = base::MonotonicNanoseconds() - start;
+      for (;;) ::pause();
     });
     const auto process = ProcessHandle::Open(child.pid());
     ASSERT_TRUE(Eventually([&] { return ReadStat(*process)->state == 'S'; }));
-    for (int i = 0; i < 5; ++i) {
-      SleepMs(40);
+    // A call begun anew by each would last for all of them, however slow the machine.
+    for (int i = 0; i < 50 && *took == 0; ++i) {
       const absl::Status status = FreezeAndReadOut(*process);
       ASSERT_TRUE(status.ok()) << name << ": " << status;
+      SleepMs(40);
     }
-    ASSERT_EQ(child.Reap(), 0) << name;
+    EXPECT_GE(*took, 400'000'000) << name << " began anew, or ended early";
     EXPECT_EQ(*result, 0) << name;
-    EXPECT_GE(*took, 400'000'000) << name;
-    EXPECT_LT(*took, 550'000'000) << name << " began anew";
   }
 }
 
