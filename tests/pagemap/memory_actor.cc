@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -173,6 +174,14 @@ uint64_t MemoryActor::MapFile(const char* path, uint64_t address, uint64_t bytes
 void MemoryActor::StartLoop(Function function, Arguments arguments) {
   shared_->stop.store(false);
   Send({function, arguments, true});
+}
+
+void MemoryActor::AwaitLoops(uint64_t loops) const {
+  while (loops_done() < loops) {
+    const auto exited = process_->HasExited();
+    Require(exited.ok() && !*exited, "go on in the child");
+    ::sched_yield();
+  }
 }
 
 void MemoryActor::StopLoop() {

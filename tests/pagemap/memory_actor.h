@@ -52,6 +52,8 @@ class MemoryActor {
   void StartLoop(Function function, Arguments arguments = {});
   void StopLoop();
   uint64_t loops_done() const { return shared_->loops.load(); }
+  // Until that many are done. Aborts the test where the child has died.
+  void AwaitLoops(uint64_t loops) const;
 
   // Stops it wherever it is, and lets it go on.
   void Freeze();

@@ -171,8 +171,7 @@ TEST_P(MirrorTest, FollowsAProcessThatNeverRests) {
     for (int round = 0; round < 12; ++round) {
       const uint64_t before = actor_.loops_done();
       mover_->ScanAndSend();
-      while (actor_.loops_done() < before + 20) {
-      }
+      actor_.AwaitLoops(before + 20);
     }
     // Frozen in the middle of a step, which then goes on.
     EXPECT_THAT(mover_->Finish(), IsEmpty()) << "session " << session;
