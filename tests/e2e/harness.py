@@ -292,7 +292,8 @@ class Server:
 class Engine:
     """`predump --pid N --to ...`, running or ended."""
 
-    def __init__(self, lab, host, pid, to, *options, json_output=True, state=None, die_at=None):
+    def __init__(self, lab, host, pid, to, *options, json_output=True, state=None, die_at=None,
+                 **popen_options):
         # `die_at`: an instant of tests/e2e/die_at.c.
         preload = ["env", f"LD_PRELOAD={BUILD}/tests/die_at.so", f"PREDUMP_DIE_AT={die_at}"]
         command = [*(preload if die_at else []), PREDUMP, "--pid", str(pid), "--to", to,
@@ -301,7 +302,7 @@ class Engine:
             command.append("--json")
         self.process = host.popen(command, dies_with_us=True, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                  errors="replace")
+                                  errors="replace", **popen_options)
         self.log = LineReader(self.process.stderr)
         self._output = LineReader(self.process.stdout)
         lab.engines.append(self)
@@ -426,7 +427,8 @@ class Report:
 class Workload:
     """A program that judges itself, wherever it runs now."""
 
-    def __init__(self, lab, host, name, *options, uid=None, wait=True, command=None, owner=None):
+    def __init__(self, lab, host, name, *options, uid=None, wait=True, command=None, owner=None,
+                 max_seconds=600, **popen_options):
         self.lab = lab
         self.name = name
         self.directory = lab.directory(f"{name}-{len(lab.workloads)}")
@@ -438,14 +440,15 @@ class Workload:
         if command is None:
             command = ([PYTHON, WORKLOADS / "python-counter.py"] if name == "python-counter"
                        else [WORKLOADS / name])
-        command = [*command, "--report", self.report_path, "--max-seconds", "600", *options]
+        command = [*command, "--report", self.report_path, "--max-seconds", str(max_seconds),
+                   *options]
         self.child, self.pidfd = None, -1
         lab.workloads.append(self)
         with open(self.output_path, "ab") as output:
             # Session leader of its own, as a service is; errors and output share a description.
             self.child = host.popen(command, uid=uid, stdin=subprocess.DEVNULL, stdout=output,
                                     stderr=subprocess.STDOUT, start_new_session=True,
-                                    cwd=self.directory)
+                                    cwd=self.directory, **popen_options)
         self.host, self.pid = host, self.child.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.report = Report(self.report_path, 30, self.child.poll)
