@@ -147,6 +147,7 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
       if (!stat.ok() || stat->state == 'Z' || stat->state == 'X') continue;
     }
     PREDUMP_RETURN_IF_ERROR(thread);
+    if (threads_.empty()) stopped_since_ = base::Stopwatch();
     const absl::Status interrupted = thread->Interrupt();
     threads_.push_back(*std::move(thread));
     if (!interrupted.ok() && !base::IsTargetExited(interrupted)) return interrupted;

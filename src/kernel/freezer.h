@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "src/base/clock.h"
 #include "src/kernel/process.h"
 #include "src/kernel/ptrace.h"
 
@@ -53,6 +54,8 @@ class FrozenProcess {
   // Leader first, then ascending by thread id. All are in PTRACE_EVENT_STOP.
   std::span<Tracee> threads() { return threads_; }
   const ProcessHandle& process() const { return *process_; }
+  // Since its first thread was told to stop.
+  base::Stopwatch stopped_since() const { return stopped_since_; }
   // A stop signal had stopped the process before the freeze.
   bool was_stopped() const { return was_stopped_; }
 
@@ -88,6 +91,7 @@ class FrozenProcess {
 
   const ProcessHandle* process_;
   std::vector<Tracee> threads_;
+  base::Stopwatch stopped_since_;
   bool was_stopped_ = false;
   bool stop_queued_ = false;
 };

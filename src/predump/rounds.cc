@@ -34,21 +34,23 @@ absl::StatusOr<Scanned> Scan(Engine& engine, int round) {
   if (engine.tracker.needs_freeze()) {
     // What takes long to find out about the layout is found out while the process runs.
     PREDUMP_RETURN_IF_ERROR(engine.layout.Read().status());
-    const base::Stopwatch frozen_watch;
+    const base::Stopwatch watch;
+    base::Stopwatch stopped_since;
     // Also of a freeze or a scan that fails.
     absl::Cleanup note_stop = [&] {
-      engine.report.stops.push_back({absl::StrCat("round ", round), frozen_watch.Elapsed()});
+      engine.report.stops.push_back({absl::StrCat("round ", round), stopped_since.Elapsed()});
     };
     PREDUMP_ASSIGN_OR_RETURN(
         kernel::FrozenProcess frozen,
         kernel::FrozenProcess::Freeze(engine.process, engine.options.freeze_timeout));
+    stopped_since = frozen.stopped_since();
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.ReadFrozen());
     PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
-    scanned.frozen = frozen_watch.Elapsed();
+    scanned.frozen = stopped_since.Elapsed();
+    scanned.scan = watch.Elapsed();
     std::move(note_stop).Cancel();
     engine.report.stops.push_back({absl::StrCat("round ", round), scanned.frozen});
-    scanned.scan = scanned.frozen;
     PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
     return scanned;
   }
