@@ -325,17 +325,27 @@ absl::StatusOr<PageScanner::Marked> PageScanner::ClassifyMarked(AddressRange ran
   if (method_ == Method::kEntries) {
     PREDUMP_ASSIGN_OR_RETURN(marked, MarkedByEntries(range, backing));
   } else {
+    // The target stands still for this, and most of its memory is data without a mark. To report
+    // that takes the kernel longer than to look at it: it is asked for everything else.
     regions_.clear();
+    const uint64_t mask = ClassificationMask(backing) | kPageIsSoftDirty;
     PREDUMP_RETURN_IF_ERROR(Walk({.range = range,
-                                  .category_anyof_mask = kPopulated,
-                                  .return_mask = ClassificationMask(backing) | kPageIsSoftDirty},
+                                  .category_inverted = kPageIsPresent,
+                                  .category_anyof_mask = mask & ~kPageIsSwapped,
+                                  .return_mask = mask},
                                  WalkPace::kWhole));
-    marked.contents.data = DataOf(regions_);
+    marked.contents.data.Add(range);
+    ExtentSet empty;
     for (const PageRegion& region : regions_) {
-      if (IsData(region.categories) && (region.categories & kPageIsSoftDirty) != 0) {
+      if (!IsData(region.categories)) {
+        empty.Add(ToExtent(region));
+      } else if ((region.categories & kPageIsSoftDirty) != 0) {
         marked.written.Add(ToExtent(region));
       }
     }
+    marked.contents.data.Subtract(empty);
+    marked.contents.empty = std::move(empty);
+    return marked;
   }
   marked.contents.empty.Add(range);
   marked.contents.empty.Subtract(marked.contents.data);
