@@ -108,6 +108,7 @@ absl::Status Builder::Build() {
   PREDUMP_RETURN_IF_ERROR(CheckCarried(state_));
   PREDUMP_RETURN_IF_ERROR(tasks_.CheckPossible());
   PREDUMP_RETURN_IF_ERROR(memory_.Prepare());
+  PREDUMP_RETURN_IF_ERROR(memory_.JoinMappings());
   EndPhase("restore-check");
   PREDUMP_ASSIGN_OR_RETURN(CallPlan leader, PlanLeader());
   PREDUMP_ASSIGN_OR_RETURN(std::vector<CallPlan> threads, PlanThreads());

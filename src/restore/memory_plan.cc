@@ -14,6 +14,7 @@
 #include "src/images/image_constants.h"
 #include "src/kernel/process_memory.h"
 #include "src/restore/landing/staging.h"
+#include "src/restore/mapping_join.h"
 
 namespace predump::restore::internal {
 namespace {
@@ -90,12 +91,18 @@ absl::StatusOr<uint64_t> MemoryPlan::FindFree(uint64_t bytes) const {
   for (uint64_t at = kStep; at < kHome; at += kStep) {
     if (!Occupied(at, bytes)) return at;
   }
-  return absl::ResourceExhaustedError("the process leaves no room for the trampoline");
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the process leaves no room for ", bytes, " bytes of the restore's own"));
 }
 
 absl::Status MemoryPlan::Prepare() {
   PREDUMP_RETURN_IF_ERROR(PlaceKernelMappings());
   return MoveTrampoline();
+}
+
+absl::Status MemoryPlan::JoinMappings() const {
+  return internal::JoinMappings(process_, state_,
+                                [this](uint64_t bytes) { return FindFree(bytes); });
 }
 
 absl::Status MemoryPlan::PlaceKernelMappings() {

@@ -25,6 +25,8 @@ class MemoryPlan {
   // Where the process wants addresses the trampoline has, moves the trampoline; finds the vDSO's
   // place. To be called before any plan is made. Errors: FailedPrecondition the vDSO differs.
   absl::Status Prepare();
+  // Mappings of the process that the landing has in pieces become one. After Prepare.
+  absl::Status JoinMappings() const;
   // Gives up the image, moves the vDSO and what was staged.
   void AddMoves(CallPlan& plan) const;
   void AddProtections(CallPlan& plan) const;

@@ -72,7 +72,9 @@ class BuildTest : public ::testing::Test {
   }
 
   // A child of this test without descriptors that runs `body`, and a landing with its memory.
-  void Prepare(std::function<void(Report*)> body, LandingOptions options = {}) {
+  // `earlier_rounds` sends what the landing has before the memory comes.
+  void Prepare(std::function<void(Report*)> body, LandingOptions options = {},
+               const std::function<void()>& earlier_rounds = nullptr) {
     child_ = ::fork();
     ASSERT_GE(child_, 0);
     if (child_ == 0) {
@@ -91,6 +93,7 @@ class BuildTest : public ::testing::Test {
     auto landing = Landing::Start(std::move(options));
     ASSERT_TRUE(landing.ok()) << landing.status();
     landing_.emplace(*std::move(landing));
+    if (earlier_rounds) earlier_rounds();
     auto state = TakeSnapshot(*process, kPid, source_);
     ASSERT_TRUE(state.ok()) << state.status() << "; " << Fate();
     state_ = *std::move(state);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,6 +54,9 @@ class FrameSource {
     return Header(transport::DataKind::kMap, 1, 0) && Send(&record, sizeof(record)) &&
            Send(path.data(), path.size());
   }
+  // The landing has the mapping at `start` from an earlier round: a snapshot must not map it anew.
+  void Keep(uint64_t start) { kept_.insert(start); }
+  bool Keeps(uint64_t start) const { return kept_.contains(start); }
   bool MapAnonymous(uint64_t start, uint64_t bytes, uint32_t prot = 3, uint32_t flags = 0) {
     transport::MapRecord record = {};
     record.start = start;
@@ -81,6 +85,7 @@ class FrameSource {
  private:
   base::UniqueFd ours_;
   base::UniqueFd theirs_;
+  std::set<uint64_t> kept_;
 };
 
 }  // namespace predump::restore

@@ -244,7 +244,8 @@ absl::Status AddMemory(const kernel::ProcessHandle& process, proto::ProcessState
       vma.set_status(images::kVmaRegular | images::kVmaAnonymousPrivate);
       if (entry.path == "[stack]") record.flags = transport::kMapGrowsDown;
     }
-    if (!source.Map(record, path)) return absl::AbortedError("the landing hung up");
+    if (!source.Keeps(record.start) && !source.Map(record, path))
+      return absl::AbortedError("the landing hung up");
     if (!entry.shared) PREDUMP_RETURN_IF_ERROR(SendPages(pagemap.get(), memory, entry, source));
   }
   return absl::OkStatus();
