@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "tests/e2e"))
 import harness  # noqa: E402
 
 LAB = ROOT / "kernel-patch/lab"
-# What guests say goes here: their consoles, and the lines that `./run test --all` shows at its end.
+# What guests say goes here: their consoles, and the lines that `./run test lab_` shows at its end.
 RESULTS = harness.BUILD / "lab"
 # A line of a console that begins with this belongs into the summary.
 SUMMARY = "lab: "
