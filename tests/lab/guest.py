@@ -73,5 +73,5 @@ def require(*programs):
     """What `./run` installs; without it there is no lab."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        sys.exit(f"{', '.join(missing)}: not installed; `./run lab` and `./run test --all` install "
+        sys.exit(f"{', '.join(missing)}: not installed; `./run lab` and `./run test lab_` install "
                  "what the lab needs")
