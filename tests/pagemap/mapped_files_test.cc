@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <string>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "tests/pagemap/memory_actor.h"
@@ -40,6 +41,14 @@ class MappedFilesTest : public testing::Test {
         {static_cast<uint64_t>(content)});
   }
 
+  static MappedFiles::Comparison Compared(MappedFiles& files, const Vma& vma) {
+    ExtentSet page;
+    page.Add(vma.range);
+    auto comparison = files.Compare(vma, page);
+    EXPECT_TRUE(comparison.ok()) << comparison.status();
+    return comparison.ok() ? *std::move(comparison) : MappedFiles::Comparison();
+  }
+
   test_support::TempDir temp_ = *test_support::TempDir::Create();
   MemoryActor actor_;
 };
@@ -47,17 +56,14 @@ class MappedFilesTest : public testing::Test {
 TEST_F(MappedFilesTest, ComparesPrivateCopiesWithTheFile) {
   Map("a", 'a');
   const Vma vma = Mapping();
-  ExtentSet page;
-  page.Add(vma.range);
   auto files = MappedFiles::Create(actor_.process());
   ASSERT_TRUE(files.ok()) << files.status();
   files->Prepare(vma);
   for (const bool equal : {true, false}) {
     Fill(equal ? 'a' : 'b');
-    const auto comparison = files->Compare(vma, page);
-    ASSERT_TRUE(comparison.ok()) << comparison.status();
-    EXPECT_EQ(!comparison->equal.empty(), equal);
-    EXPECT_TRUE(comparison->unknown.empty());
+    const auto comparison = Compared(*files, vma);
+    EXPECT_EQ(!comparison.equal.empty(), equal);
+    EXPECT_TRUE(comparison.unknown.empty());
   }
 }
 
@@ -65,8 +71,6 @@ TEST_F(MappedFilesTest, ComparesPrivateCopiesWithTheFile) {
 TEST_F(MappedFilesTest, AnotherFileMappedThereMeanwhileIsNotTakenForTheFirst) {
   Map("a", 'a');
   const Vma vma = Mapping();
-  ExtentSet page;
-  page.Add(vma.range);
   auto files = MappedFiles::Create(actor_.process());
   ASSERT_TRUE(files.ok()) << files.status();
   Map("b", 'b');
@@ -74,13 +78,9 @@ TEST_F(MappedFilesTest, AnotherFileMappedThereMeanwhileIsNotTakenForTheFirst) {
   Map("a", 'a');
   ASSERT_EQ(Mapping().inode, vma.inode);
   Fill('b');
-  auto comparison = files->Compare(vma, page);
-  ASSERT_TRUE(comparison.ok()) << comparison.status();
-  EXPECT_TRUE(comparison->equal.empty()) << "its file is another";
+  EXPECT_TRUE(Compared(*files, vma).equal.empty()) << "its file is another";
   Fill('a');
-  comparison = files->Compare(vma, page);
-  ASSERT_TRUE(comparison.ok()) << comparison.status();
-  EXPECT_FALSE(comparison->equal.empty());
+  EXPECT_FALSE(Compared(*files, vma).equal.empty());
 }
 
 }  // namespace
