@@ -109,11 +109,19 @@ absl::StatusOr<FrozenProcess> FrozenProcess::Freeze(const ProcessHandle& process
   PREDUMP_RETURN_IF_ERROR(CheckFreezable(process));
   PREDUMP_RETURN_IF_ERROR(WaitUntilStoppable(process, timeout, deadline));
   FrozenProcess frozen(process);
-  // Only running threads make threads: once a listing taken after all known ones stopped shows no
-  // new one, there is none.
-  for (bool found_new = true; found_new;) {
-    const absl::Status status = frozen.SeizeNewThreads(timeout, deadline, &found_new);
-    if (!status.ok()) return status;  // the destructor thaws
+  // Only running threads make threads: once all that the kernel counts have stopped, there will be
+  // no more. A listing that shows no new one is not enough: it ends early at a thread that exits
+  // while it is read, and hides the successor that this one has made.
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(const bool leader_exited, frozen.SeizeNewThreads(timeout, deadline));
+    PREDUMP_ASSIGN_OR_RETURN(const StatFields stat, ReadStat(process));
+    const size_t stopped = frozen.threads_.size() + (leader_exited ? 1 : 0);
+    if (static_cast<size_t>(stat.thread_count) <= stopped) break;
+    if (base::MonotonicNanoseconds() > deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("process ", process.pid(), " made threads faster than they could be stopped",
+                       " for ", absl::FormatDuration(timeout)));
+    }
   }
   if (frozen.threads_.empty()) {
     return base::TargetExited(absl::StrCat("process ", process.pid(), " has exited"));
@@ -129,13 +137,13 @@ absl::StatusOr<FrozenProcess> FrozenProcess::Freeze(const ProcessHandle& process
   return frozen;
 }
 
-absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t deadline,
-                                            bool* found_new) {
+absl::StatusOr<bool> FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t deadline) {
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<pid_t> tids, ListThreads(*process_));
   std::vector<pid_t> known;
   for (const Tracee& thread : threads_) known.push_back(thread.tid());
   std::sort(known.begin(), known.end());
   const size_t first_new = threads_.size();
+  bool leader_exited = false;
   for (const pid_t tid : tids) {
     if (std::binary_search(known.begin(), known.end(), tid)) continue;
     absl::StatusOr<Tracee> thread = Tracee::Seize(tid, kFreezeOptions);
@@ -144,7 +152,10 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
     if (base::IsTargetExited(thread.status())) continue;
     if (base::ErrnoOf(thread.status()) == EPERM) {
       const absl::StatusOr<StatFields> stat = ReadThreadStat(*process_, tid);
-      if (!stat.ok() || stat->state == 'Z' || stat->state == 'X') continue;
+      if (!stat.ok() || stat->state == 'Z' || stat->state == 'X') {
+        leader_exited |= tid == process_->pid();
+        continue;
+      }
     }
     PREDUMP_RETURN_IF_ERROR(thread);
     if (threads_.empty()) stopped_since_ = base::Stopwatch();
@@ -152,7 +163,6 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
     threads_.push_back(*std::move(thread));
     if (!interrupted.ok() && !base::IsTargetExited(interrupted)) return interrupted;
   }
-  *found_new = threads_.size() > first_new;
   for (size_t i = first_new; i < threads_.size();) {
     const pid_t tid = threads_[i].tid();
     const int64_t left = std::max<int64_t>(deadline - base::MonotonicNanoseconds(), 0);
@@ -171,7 +181,7 @@ absl::Status FrozenProcess::SeizeNewThreads(absl::Duration timeout, int64_t dead
       return stop.status();
     }
   }
-  return absl::OkStatus();
+  return leader_exited;
 }
 
 FrozenProcess::~FrozenProcess() {

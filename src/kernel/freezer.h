@@ -83,7 +83,8 @@ class FrozenProcess {
 
   static absl::StatusOr<FrozenProcess> FreezeParked(const ProcessHandle& process,
                                                     absl::Duration timeout);
-  absl::Status SeizeNewThreads(absl::Duration timeout, int64_t deadline, bool* found_new);
+  // Those of one listing. True: the leader has exited, which leaves it among the threads.
+  absl::StatusOr<bool> SeizeNewThreads(absl::Duration timeout, int64_t deadline);
   // Runs one thread until it is about to receive `signal_number`, drops that and stops it again.
   absl::Status SwallowSignal(Tracee& thread, int signal_number);
   absl::Status DetachAll(absl::Duration patience);
