@@ -71,6 +71,8 @@ class ProgramWatch {
     if (stat->start_stack == start_stack_ && !base::IsTargetExited(memory)) {
       return absl::OkStatus();
     }
+    // Which has neither on its way out.
+    if (process_.IsEnding()) return Exited();
     return absl::FailedPreconditionError(
         absl::StrCat("process ", process_.pid(), " executed another program (it is '", stat->comm,
                      "' now) while its core was taken; start again for that one"));

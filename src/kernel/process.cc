@@ -3,12 +3,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "src/base/clock.h"
@@ -20,6 +22,36 @@ namespace {
 
 // No wrapper in every supported glibc.
 int PidfdOpen(pid_t pid) { return static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)); }
+
+// What operations on a process meet whose memory (ESRCH) or descriptors (ENOENT, EBADF) are gone.
+bool IsBroughtByExit(int error_number) {
+  return error_number == ESRCH || error_number == ENOENT || error_number == EBADF;
+}
+
+// PF_EXITING of include/linux/sched.h: set before the thread gives up its memory and descriptors.
+bool IsExiting(const StatFields& thread) { return (thread.flags & 0x4) != 0; }
+
+// PF_KTHREAD. Having no memory tells less: neither has a process on its way out.
+bool IsKernelThread(const StatFields& thread) { return (thread.flags & 0x00200000) != 0; }
+
+// A thread that the end of another takes along has a SIGKILL of its own until it gets to run.
+bool IsThreadEnding(const ProcessHandle& process, pid_t tid) {
+  const absl::StatusOr<StatusFields> status = ReadThreadStatus(process, tid);
+  if (!status.ok()) return base::IsTargetExited(status.status());
+  if ((status->pending_thread >> (SIGKILL - 1) & 1) != 0) return true;
+  const absl::StatusOr<StatFields> stat = ReadThreadStat(process, tid);
+  return stat.ok() ? IsExiting(*stat) : base::IsTargetExited(stat.status());
+}
+
+bool AreAllEnding(const ProcessHandle& process) {
+  const absl::StatusOr<StatFields> leader = ReadStat(process);
+  if (!leader.ok()) return base::IsTargetExited(leader.status());
+  if (!IsExiting(*leader)) return false;
+  const absl::StatusOr<std::vector<pid_t>> threads = ListThreads(process);
+  if (!threads.ok()) return base::IsTargetExited(threads.status());
+  return std::all_of(threads->begin(), threads->end(),
+                     [&](pid_t tid) { return IsThreadEnding(process, tid); });
+}
 
 }  // namespace
 
@@ -48,8 +80,7 @@ absl::StatusOr<ProcessHandle> ProcessHandle::Open(pid_t pid) {
   if (exited) return base::TargetExited(absl::StrCat("process ", pid, " has exited"));
   PREDUMP_ASSIGN_OR_RETURN(const StatFields stat, ReadStat(handle));
   handle.start_time_ticks_ = stat.start_time_ticks;
-  PREDUMP_ASSIGN_OR_RETURN(const StatusFields status, ReadStatus(handle));
-  if (!status.has_memory && stat.state != 'Z' && stat.state != 'X') {
+  if (IsKernelThread(stat)) {
     return absl::FailedPreconditionError(
         absl::StrCat("process ", pid, " (", stat.comm, ") is a kernel thread"));
   }
@@ -75,6 +106,13 @@ absl::Status ProcessHandle::SendSignal(int signal_number) const {
 }
 
 absl::StatusOr<bool> ProcessHandle::HasExited() const { return WaitForExit(absl::ZeroDuration()); }
+
+bool ProcessHandle::IsEnding() const {
+  if (AreAllEnding(*this)) return true;
+  // A thread that has taken its SIGKILL shows neither that nor, for an instant, that it is exiting.
+  const absl::StatusOr<bool> soon = WaitForExit(absl::Milliseconds(1));
+  return (soon.ok() && *soon) || AreAllEnding(*this);
+}
 
 absl::StatusOr<bool> ProcessHandle::WaitForExit(absl::Duration timeout) const {
   const int64_t deadline = base::MonotonicNanoseconds() + absl::ToInt64Nanoseconds(timeout);
@@ -102,7 +140,7 @@ absl::StatusOr<base::UniqueFd> ProcessHandle::OpenProc(absl::string_view name, i
 
 absl::Status ProcessHandle::ErrorFor(int error_number, absl::string_view operation) const {
   const absl::StatusOr<bool> exited = HasExited();
-  if (exited.ok() && *exited) {
+  if ((exited.ok() && *exited) || (IsBroughtByExit(error_number) && IsEnding())) {
     return base::TargetExited(absl::StrCat("process ", pid_, " has exited (", operation, ")"));
   }
   return base::ErrnoError(error_number, operation, " of process ", pid_);

@@ -73,6 +73,17 @@ class MigrationRun {
   // The report's status and message are set on success and refusal; an error is for the caller to
   // turn into one.
   absl::Status Run() {
+    const absl::Status status = TryRun();
+    if (status.ok() || base::IsTargetExited(status) || !process_ || !process_->IsEnding()) {
+      return status;
+    }
+    // What is read of a process in its last moments may look like anything.
+    return base::TargetExited(
+        absl::StrCat("process ", options_.pid, " has exited (", status.message(), ")"));
+  }
+
+ private:
+  absl::Status TryRun() {
     PREDUMP_ASSIGN_OR_RETURN(session_id_, NewSessionId());
     PREDUMP_ASSIGN_OR_RETURN(kernel::ProcessHandle process, OpenTarget(options_));
     process_.emplace(std::move(process));
@@ -85,7 +96,6 @@ class MigrationRun {
     return Move();
   }
 
- private:
   // False: refused, and the report says why.
   absl::StatusOr<bool> Ask(const proto::HostFacts& facts) {
     PREDUMP_ASSIGN_OR_RETURN(checkpoint::Capturer capturer,

@@ -49,6 +49,10 @@ absl::Status ProcessWatch::CheckSameProgram() {
   // Also with events: their ring may have overflowed.
   PREDUMP_ASSIGN_OR_RETURN(const kernel::StatFields stat, kernel::ReadStat(*process_));
   if (!executed && stat.start_stack == start_stack_) return absl::OkStatus();
+  // Without its memory a process has no stack either.
+  if (!executed && process_->IsEnding()) {
+    return base::TargetExited(absl::StrCat("process ", process_->pid(), " has exited"));
+  }
   return absl::FailedPreconditionError(
       absl::StrCat("process ", process_->pid(), " has executed another program (it is '", stat.comm,
                    "' now); start again to move that one"));

@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <linux/auxvec.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
@@ -304,6 +306,43 @@ TEST(ProcfsTest, ExitedProcessIsTargetExitedEverywhere) {
   EXPECT_TRUE(base::IsTargetExited(process->GetDescriptor(0).status()));
   EXPECT_TRUE(base::IsTargetExited(ProcessHandle::Open(pid).status()));
   EXPECT_TRUE(*process->HasExited());
+}
+
+// Its memory is gone first, and unmapped, and only then is the pidfd readable.
+TEST(ProcfsTest, ProcessOnItsWayOutIsTargetExited) {
+  constexpr size_t kSize = size_t{256} << 20;
+  SharedValue<std::atomic<bool>> ready;
+  ChildProcess child([&] {
+    void* memory =
+        ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ::madvise(memory, kSize, MADV_NOHUGEPAGE);
+    ::memset(memory, 1, kSize);
+    *ready = true;
+    for (;;) ::pause();
+  });
+  ASSERT_TRUE(Eventually([&] { return ready->load(); }));
+  const auto process = ProcessHandle::Open(child.pid());
+  ASSERT_TRUE(process.ok()) << process.status();
+  ASSERT_TRUE(process->SendSignal(SIGKILL).ok());
+  absl::Status status;
+  while (status.ok()) status = process->OpenProc("pagemap", O_RDONLY).status();
+  EXPECT_TRUE(base::IsTargetExited(status)) << status;
+}
+
+// Its memory file cannot be opened by way of the leader any more, but it goes on.
+TEST(ProcfsTest, ProcessWhoseLeaderEndedIsNotTargetExited) {
+  ChildProcess child([] {
+    std::thread([] {
+      for (;;) ::pause();
+    }).detach();
+    ::syscall(SYS_exit, 0);
+  });
+  const auto process = ProcessHandle::Open(child.pid());
+  ASSERT_TRUE(process.ok()) << process.status();
+  ASSERT_TRUE(Eventually([&] { return !process->OpenProc("pagemap", O_RDONLY).ok(); }));
+  const absl::Status status = process->OpenProc("pagemap", O_RDONLY).status();
+  EXPECT_EQ(base::ErrnoOf(status), ESRCH) << status;
+  EXPECT_FALSE(base::IsTargetExited(status)) << status;
 }
 
 TEST(ProcessHandleTest, KernelThreadsAndThreadsAreRefused) {
