@@ -23,11 +23,6 @@ namespace {
 // No wrapper in every supported glibc.
 int PidfdOpen(pid_t pid) { return static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)); }
 
-// What operations on a process meet whose memory (ESRCH) or descriptors (ENOENT, EBADF) are gone.
-bool IsBroughtByExit(int error_number) {
-  return error_number == ESRCH || error_number == ENOENT || error_number == EBADF;
-}
-
 // PF_EXITING of include/linux/sched.h: set before the thread gives up its memory and descriptors.
 bool IsExiting(const StatFields& thread) { return (thread.flags & 0x4) != 0; }
 
@@ -44,9 +39,6 @@ bool IsThreadEnding(const ProcessHandle& process, pid_t tid) {
 }
 
 bool AreAllEnding(const ProcessHandle& process) {
-  const absl::StatusOr<StatFields> leader = ReadStat(process);
-  if (!leader.ok()) return base::IsTargetExited(leader.status());
-  if (!IsExiting(*leader)) return false;
   const absl::StatusOr<std::vector<pid_t>> threads = ListThreads(process);
   if (!threads.ok()) return base::IsTargetExited(threads.status());
   return std::all_of(threads->begin(), threads->end(),
@@ -108,6 +100,7 @@ absl::Status ProcessHandle::SendSignal(int signal_number) const {
 absl::StatusOr<bool> ProcessHandle::HasExited() const { return WaitForExit(absl::ZeroDuration()); }
 
 bool ProcessHandle::IsEnding() const {
+  if (!IsThreadEnding(*this, pid_)) return false;
   if (AreAllEnding(*this)) return true;
   // A thread that has taken its SIGKILL shows neither that nor, for an instant, that it is exiting.
   const absl::StatusOr<bool> soon = WaitForExit(absl::Milliseconds(1));
@@ -140,7 +133,9 @@ absl::StatusOr<base::UniqueFd> ProcessHandle::OpenProc(absl::string_view name, i
 
 absl::Status ProcessHandle::ErrorFor(int error_number, absl::string_view operation) const {
   const absl::StatusOr<bool> exited = HasExited();
-  if ((exited.ok() && *exited) || (IsBroughtByExit(error_number) && IsEnding())) {
+  // ESRCH is what meets a process without memory. Other errors are ordinary ones: an exit that they
+  // come of shows in what is done next.
+  if ((exited.ok() && *exited) || (error_number == ESRCH && IsEnding())) {
     return base::TargetExited(absl::StrCat("process ", pid_, " has exited (", operation, ")"));
   }
   return base::ErrnoError(error_number, operation, " of process ", pid_);

@@ -46,8 +46,8 @@ class ProcessHandle {
   // Whether every thread has exited (the pidfd is readable), zombies included.
   absl::StatusOr<bool> HasExited() const;
   // Whether every thread has exited or is about to. Memory and descriptors go first, and unmapping
-  // a large memory takes a while; until it is done HasExited() says no. A thread that ends alone,
-  // even the leader, does not count. Takes a millisecond for a process that is not ending.
+  // a large memory takes a while; until it is done HasExited() says no. A thread that ends alone
+  // does not count, but a leader that does costs a millisecond here.
   bool IsEnding() const;
   // Waits for the exit: true once exited, false when `timeout` went by.
   absl::StatusOr<bool> WaitForExit(absl::Duration timeout) const;
@@ -60,8 +60,8 @@ class ProcessHandle {
   // Opens /proc/PID/<name>; O_CLOEXEC is added. TargetExited if the process is gone.
   absl::StatusOr<base::UniqueFd> OpenProc(absl::string_view name, int flags) const;
 
-  // TargetExited if the process has exited, or the error is of the kind that meets one which
-  // IsEnding(); else ErrnoError(error_number, operation, " of process N").
+  // TargetExited if the process has exited, or has no memory (ESRCH) because it IsEnding(); else
+  // ErrnoError(error_number, operation, " of process N").
   absl::Status ErrorFor(int error_number, absl::string_view operation) const;
 
  private:
