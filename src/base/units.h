@@ -65,7 +65,7 @@ class RemoteAddress {
   friend constexpr ByteCount operator-(RemoteAddress a, RemoteAddress b) {
     return ByteCount(a.value_ - b.value_);
   }
-  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes the 0 of its comparison for a pointer.
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes its comparison's 0 for a pointer.
   friend constexpr auto operator<=>(RemoteAddress a, RemoteAddress b) = default;
 
  private:
