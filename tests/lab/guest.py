@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "tests/e2e"))
 import harness  # noqa: E402
 
 LAB = ROOT / "kernel-patch/lab"
-# What guests say goes here: their consoles, and the lines that `./run test lab_` shows at its end.
+# What guests say goes here: their consoles, and the lines that `./run test --all` shows at its end.
 RESULTS = harness.BUILD / "lab"
 # A line of a console that begins with this belongs into the summary.
 SUMMARY = "lab: "
@@ -73,5 +73,5 @@ def require(*programs):
     """What `./run` installs; without it there is no lab."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        sys.exit(f"{', '.join(missing)}: not installed; `./run lab` and `./run test lab_` install "
+        sys.exit(f"{', '.join(missing)}: not installed; `./run lab` and `./run test --all` install "
                  "what the lab needs")

@@ -19,6 +19,7 @@ SELFTESTS = {"kernel_selftest": ["process_vmsplice"],
              "kernel_selftest_stress": ["process_vmsplice_stress", "5"]}
 # Here processes move between two namespaces of the guest.
 E2E = HERE.parent / "e2e"
+PLAN = HERE / "suites.txt"
 SUITE_SECONDS, E2E_SECONDS = 600, 900
 KTAP_SKIP = 4
 
@@ -33,21 +34,27 @@ def say(text):
 @dataclasses.dataclass
 class Plan:
     """suites.txt"""
-    suites: list
+    suites: dict  # name: about how many seconds
+    long: dict  # such that --quick leaves out
     more: list  # suites that only a filter brings
     must: list  # (suite, pattern of tests)
     lacking: list  # (suite, pattern of tests, what they need and do not have here)
+    long_tests: list  # (suite, pattern of tests, seconds) that --quick leaves out
 
     @staticmethod
     def read(path):
-        plan = Plan([], [], [], [])
+        plan = Plan({}, {}, [], [], [], [])
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             words = line.split("#")[0].split(None, 2)
             if not words:
                 continue
             kind, name, rest = (words + ["", ""])[:3]
-            if kind == "suite" and name and not rest:
-                plan.suites.append(name)
+            if kind == "suite" and rest.isdecimal():
+                plan.suites[name] = int(rest)
+            elif kind == "long" and ":" in name and rest.isdecimal():
+                plan.long_tests.append((*name.split(":", 1), int(rest)))
+            elif kind == "long" and rest.isdecimal():
+                plan.long[name] = int(rest)
             elif kind == "more" and name and not rest:
                 plan.more.append(name)
             elif kind == "must" and ":" in name and not rest:
@@ -56,10 +63,38 @@ class Plan:
                 plan.lacking.append((*name.split(":", 1), rest.strip()))
             else:
                 sys.exit(f"{path}:{number}: not understood: {line}")
-        unknown = {entry[0] for entry in plan.must + plan.lacking}
-        if unknown - set(plan.suites):
-            sys.exit(f"{path}: no such suites: {sorted(unknown - set(plan.suites))}")
+        unknown = {entry[0] for entry in plan.must + plan.lacking + plan.long_tests}
+        unknown -= plan.suites.keys() | plan.long.keys()
+        if unknown:
+            sys.exit(f"{path}: no such suites: {sorted(unknown)}")
         return plan
+
+    def quick(self):
+        """What is left of it when time is short."""
+        lacking = self.lacking + [(suite, tests, "more time") for suite, tests, _ in self.long_tests]
+        return dataclasses.replace(
+            self, long={}, long_tests=[], lacking=lacking,
+            must=[entry for entry in self.must if entry[0] in self.suites])
+
+    def shares(self, count):
+        """All suites, dealt out so that each of the lists takes about as long."""
+        shares = [([], 0)] * count
+        suites = self.suites | self.long
+        for name, _, seconds in self.long_tests:
+            suites[name] += seconds
+        for name in sorted(suites, key=suites.get, reverse=True):
+            shares.sort(key=lambda share: share[1])
+            names, seconds = shares[0]
+            shares[0] = (names + [name], seconds + suites[name])
+        return [names for names, _ in shares if names]
+
+    def only(self, names):
+        """That share of it."""
+        kept = {name: seconds for name, seconds in (self.suites | self.long).items()
+                if name in names}
+        return dataclasses.replace(
+            self, suites=kept, long={},
+            must=[entry for entry in self.must if entry[0] in kept])
 
 
 @dataclasses.dataclass
@@ -254,11 +289,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=pathlib.Path, required=True)
     parser.add_argument("--programs", type=pathlib.Path, required=True, help="of the selftest")
-    parser.add_argument("filter")
+    parser.add_argument("--quick", action="store_true", help="without what takes long")
+    parser.add_argument("--only", metavar="SUITES", help="these of them, by commas")
+    parser.add_argument("filter", nargs="?", default="")
     arguments = parser.parse_args()
-    plan = Plan.read(HERE / "suites.txt")
+    plan = Plan.read(PLAN)
+    if arguments.quick:
+        plan = plan.quick()
+    if arguments.only:
+        plan = plan.only(arguments.only.split(","))
     outcomes = []
-    for suite in plan.suites + (plan.more if arguments.filter else []):
+    for suite in [*plan.suites, *plan.long, *(plan.more if arguments.filter else [])]:
         outcome = run_suite(suite, arguments, plan)
         if outcome is not None:
             outcomes.append(outcome)
