@@ -32,7 +32,6 @@
 namespace predump::core {
 namespace {
 
-using base::AddressRange;
 using kernel::ProcessHandle;
 using pagemap::ExtentSet;
 

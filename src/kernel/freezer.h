@@ -79,7 +79,7 @@ class FrozenProcess {
   static absl::Status KillParked(const ProcessHandle& process, absl::Duration timeout);
 
  private:
-  FrozenProcess(const ProcessHandle& process) : process_(&process) {}
+  explicit FrozenProcess(const ProcessHandle& process) : process_(&process) {}
 
   static absl::StatusOr<FrozenProcess> FreezeParked(const ProcessHandle& process,
                                                     absl::Duration timeout);

@@ -36,7 +36,7 @@ constexpr uint64_t kThreadFlags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGH
                                   CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PTRACE;
 
 uint64_t CapabilityMask(const google::protobuf::RepeatedField<uint32_t>& words) {
-  uint64_t mask = words.size() > 0 ? words.Get(0) : 0;
+  uint64_t mask = words.empty() ? 0 : words.Get(0);
   if (words.size() > 1) mask |= uint64_t{words.Get(1)} << 32;
   return mask;
 }
