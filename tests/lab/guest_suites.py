@@ -35,15 +35,15 @@ def say(text):
 class Plan:
     """suites.txt"""
     suites: dict  # name: about how many seconds
-    long: dict  # such that --quick leaves out
+    long: list  # such that --quick leaves out
     more: list  # suites that only a filter brings
     must: list  # (suite, pattern of tests)
     lacking: list  # (suite, pattern of tests, what they need and do not have here)
-    long_tests: list  # (suite, pattern of tests, seconds) that --quick leaves out
+    long_tests: list  # (suite, pattern of tests) that --quick leaves out
 
     @staticmethod
     def read(path):
-        plan = Plan({}, {}, [], [], [], [])
+        plan = Plan({}, [], [], [], [], [])
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             words = line.split("#")[0].split(None, 2)
             if not words:
@@ -51,10 +51,10 @@ class Plan:
             kind, name, rest = (words + ["", ""])[:3]
             if kind == "suite" and rest.isdecimal():
                 plan.suites[name] = int(rest)
-            elif kind == "long" and ":" in name and rest.isdecimal():
-                plan.long_tests.append((*name.split(":", 1), int(rest)))
-            elif kind == "long" and rest.isdecimal():
-                plan.long[name] = int(rest)
+            elif kind == "long" and ":" in name and not rest:
+                plan.long_tests.append(tuple(name.split(":", 1)))
+            elif kind == "long" and name and not rest:
+                plan.long.append(name)
             elif kind == "more" and name and not rest:
                 plan.more.append(name)
             elif kind == "must" and ":" in name and not rest:
@@ -64,36 +64,32 @@ class Plan:
             else:
                 sys.exit(f"{path}:{number}: not understood: {line}")
         unknown = {entry[0] for entry in plan.must + plan.lacking + plan.long_tests}
-        unknown -= plan.suites.keys() | plan.long.keys()
+        unknown -= {*plan.suites, *plan.long}
         if unknown:
             sys.exit(f"{path}: no such suites: {sorted(unknown)}")
         return plan
 
     def quick(self):
         """What is left of it when time is short."""
-        lacking = self.lacking + [(suite, tests, "more time") for suite, tests, _ in self.long_tests]
+        lacking = self.lacking + [(*entry, "more time") for entry in self.long_tests]
         return dataclasses.replace(
-            self, long={}, long_tests=[], lacking=lacking,
+            self, long=[], long_tests=[], lacking=lacking,
             must=[entry for entry in self.must if entry[0] in self.suites])
 
     def shares(self, count):
-        """All suites, dealt out so that each of the lists takes about as long."""
+        """The suites, but for long ones, dealt out so that each list takes about as long."""
         shares = [([], 0)] * count
-        suites = self.suites | self.long
-        for name, _, seconds in self.long_tests:
-            suites[name] += seconds
-        for name in sorted(suites, key=suites.get, reverse=True):
+        for name in sorted(self.suites, key=self.suites.get, reverse=True):
             shares.sort(key=lambda share: share[1])
             names, seconds = shares[0]
-            shares[0] = (names + [name], seconds + suites[name])
+            shares[0] = (names + [name], seconds + self.suites[name])
         return [names for names, _ in shares if names]
 
     def only(self, names):
         """That share of it."""
-        kept = {name: seconds for name, seconds in (self.suites | self.long).items()
-                if name in names}
+        kept = {name: seconds for name, seconds in self.suites.items() if name in names}
         return dataclasses.replace(
-            self, suites=kept, long={},
+            self, suites=kept, long=[],
             must=[entry for entry in self.must if entry[0] in kept])
 
 
