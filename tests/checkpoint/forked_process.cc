@@ -90,12 +90,23 @@ ForkedProcess::ForkedProcess(const Body& set_up, const Body& go_on) {
   }
   handle_.emplace(*std::move(handle));
   if (go_on) return;
-  // Asleep for ever, where it can be compared with itself. Nothing tells when that begins.
+  // Asleep for ever, where it can be compared with itself.
+  AwaitCall(pid_, SYS_pause);
+}
+
+void ForkedProcess::AwaitCall(pid_t tid, int64_t number) const {
+  // Nothing tells when that begins.
   for (;;) {
-    const auto call = kernel::ReadThreadSyscall(*handle_, pid_);
-    if (call.ok() && !call->running && call->number == SYS_pause) return;
+    const auto call = kernel::ReadThreadSyscall(*handle_, tid);
+    if (call.ok() && !call->running && call->number == number) return;
     ::sched_yield();
   }
+}
+
+void ForkedProcess::AwaitPauses() const {
+  const auto threads = kernel::ListThreads(*handle_);
+  if (!threads.ok()) std::abort();
+  for (const pid_t tid : *threads) AwaitCall(tid, SYS_pause);
 }
 
 ForkedProcess::~ForkedProcess() {

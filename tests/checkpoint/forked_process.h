@@ -33,6 +33,10 @@ class ForkedProcess {
   pid_t pid() const { return pid_; }
   const kernel::ProcessHandle& handle() const { return *handle_; }
 
+  // Returns once that thread is asleep in that system call; and once all threads are in pause(2).
+  void AwaitCall(pid_t tid, int64_t number) const;
+  void AwaitPauses() const;
+
  private:
   pid_t pid_ = 0;
   std::optional<kernel::ProcessHandle> handle_;

@@ -164,8 +164,8 @@ TEST(WithoutBpf, TellsTheSameOfAPlainProcessAndOfThreads) {
         while (true) ::pause();
       }).detach();
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
   });
+  child.AwaitPauses();
   ExpectSame(Captured(child, kWithBpf), Captured(child, kWithoutBpf));
 }
 
@@ -200,7 +200,7 @@ TEST(WithoutBpf, TellsTheSameOfATemporaryMask) {
                               sigdelset(&mask, SIGTERM);
                               while (true) ::sigsuspend(&mask);
                             });
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  child.AwaitCall(child.pid(), SYS_rt_sigsuspend);
   const auto without = Captured(child, kWithoutBpf);
   EXPECT_TRUE(without.threads(0).extra().has_temporary_signal_mask());
   ExpectSame(Captured(child, kWithBpf), without);
@@ -291,7 +291,7 @@ TEST(WithoutBpf, SleepsBrokenOffTwiceKeepTheirNumberAndTime) {
     if (sleep.number == SYS_epoll_wait) continue;  // the kernel has no restart block for it
     for (const bool surveyed : {true, false}) {
       const ForkedProcess child([] {}, sleep.call);
-      std::this_thread::sleep_for(std::chrono::milliseconds(400));
+      std::this_thread::sleep_for(std::chrono::milliseconds(400));  // the time that must be told
       auto capturer = Capturer::Create(child.handle(), kWithoutBpf);
       ASSERT_TRUE(capturer.ok()) << capturer.status();
       const auto vmas = pagemap::VmaList::Read(child.handle(), true);
@@ -452,8 +452,8 @@ TEST(WithoutBpf, LeavesNoTrace) {
         while (true) ::pause();
       }).detach();
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // a new thread blocks all signals
   });
+  child.AwaitPauses();  // a new thread blocks all signals
   const auto before = test_support::ProcSnapshot::Take(child.pid());
   ASSERT_TRUE(before.ok()) << before.status();
   for (int i = 0; i < 20; ++i) Captured(child, kWithoutBpf);
