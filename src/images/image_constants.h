@@ -29,6 +29,8 @@ inline constexpr uint32_t kSocketClosed = 7;
 inline constexpr uint32_t kSocketListening = 10;
 
 inline constexpr int kImageVersion = 2;
+// inventory_entry.img_version of a directory with rounds only.
+inline constexpr int kRoundsImageVersion = 0;
 // CRIU stores at most this many words of the auxiliary vector.
 inline constexpr int kMaxSavedAuxvWords = 44;
 // Signals 1..64 without SIGKILL and SIGSTOP.

@@ -33,6 +33,7 @@ struct StateLimits {
 enum class StateKind {
   kPreview,  // of a running process: no registers, signals, extended state
   kFull,     // as captured from a frozen one
+  kStored,   // kFull as CRIU's images hold it: registers and extended state only as its messages
 };
 
 // OK, or DataLoss naming the first thing that is wrong. Never crashes; time is linear in the size

@@ -139,11 +139,14 @@ absl::Status ValidateThreadExtra(const proto::ThreadExtra& extra, StateKind kind
   if (affinity % 8 != 0 || affinity > kMaxAffinityBytes) return Bad(where, ": affinity mask");
   if (extra.io_priority() > 0xffff) return Bad(where, ": I/O priority");
   if (kind == StateKind::kPreview) return absl::OkStatus();
-  if (extra.raw_registers().size() != sizeof(struct user_regs_struct)) {
+  const bool stored = kind == StateKind::kStored;
+  if ((extra.has_raw_registers() || !stored) &&
+      extra.raw_registers().size() != sizeof(struct user_regs_struct)) {
     return Bad(where, ": raw registers of ", extra.raw_registers().size(), " bytes");
   }
-  if (extra.xsave().size() < kMinXsaveBytes || extra.xsave().size() > limits.max_xsave_bytes ||
-      extra.xsave().size() % 8 != 0) {
+  if ((extra.has_xsave() || !stored) &&
+      (extra.xsave().size() < kMinXsaveBytes || extra.xsave().size() > limits.max_xsave_bytes ||
+       extra.xsave().size() % 8 != 0)) {
     return Bad(where, ": xsave area of ", extra.xsave().size(), " bytes");
   }
   if (extra.has_interrupted_call()) {
@@ -189,7 +192,7 @@ absl::Status ValidateThread(const proto::ThreadState& thread, bool leader, State
   if (!core.has_thread_core()) return Bad(where, ": incomplete");
   if (leader) PREDUMP_RETURN_IF_ERROR(ValidateTask(core.tc(), kind, limits));
   PREDUMP_RETURN_IF_ERROR(ValidateThreadCore(core.thread_core(), where, limits));
-  if (kind == StateKind::kFull) {
+  if (kind != StateKind::kPreview) {
     if (!core.has_thread_info() || !thread.has_extra()) return Bad(where, ": no registers");
     PREDUMP_RETURN_IF_ERROR(ValidateRegisters(core.thread_info(), where));
   }
