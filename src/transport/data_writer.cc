@@ -24,11 +24,11 @@ namespace predump::transport {
 namespace {
 
 constexpr size_t kFlushBytes = 64u << 10;
-constexpr char kLandingGone[] = "the landing process closed the data connection";
+constexpr char kLandingGone[] = "the target closed the data connection";
 
 absl::Status LandingFailed(const DataHeader& reply) {
   return base::ErrnoError(static_cast<int>(reply.count),
-                          absl::StrFormat("the landing process failed at address %x", reply.arg));
+                          absl::StrFormat("the target failed at address %x", reply.arg));
 }
 
 absl::Status DefectError(DataDefect defect) {
@@ -155,7 +155,7 @@ absl::Status DataWriter::Flush(bool more) {
     const ssize_t n = ::send(socket_.get(), left.data(), left.size(), flags);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
-      return absl::DeadlineExceededError("the landing process has stopped reading");
+      return absl::DeadlineExceededError("the target has stopped reading");
     }
     if (n < 0) return Explain(base::ErrnoError(errno, "send on the data connection"));
     if (n == 0) return absl::DataLossError("send on the data connection made no progress");
@@ -172,7 +172,7 @@ absl::Status DataWriter::ReadAcknowledge(uint64_t round, Deadline deadline) {
     if (!acknowledged_.empty()) {
       const uint64_t got = acknowledged_.front();
       if (got != round) {
-        return absl::DataLossError(absl::StrCat("the landing process acknowledged round ", got,
+        return absl::DataLossError(absl::StrCat("the target acknowledged round ", got,
                                                 " where round ", round, " was due"));
       }
       acknowledged_.pop_front();
@@ -182,7 +182,7 @@ absl::Status DataWriter::ReadAcknowledge(uint64_t round, Deadline deadline) {
     PREDUMP_ASSIGN_OR_RETURN(const WaitResult result, WaitFor(socket_.get(), POLLIN, deadline));
     if (result == WaitResult::kDeadline) {
       return absl::DeadlineExceededError(
-          absl::StrCat("the landing process did not acknowledge round ", round, " in time"));
+          absl::StrCat("the target did not acknowledge round ", round, " in time"));
     }
   }
 }
@@ -227,8 +227,7 @@ absl::Status DataWriter::TakeReply() {
     default:
       break;
   }
-  return absl::DataLossError(
-      absl::StrCat("the landing process answered with frame kind ", reply.kind));
+  return absl::DataLossError(absl::StrCat("the target answered with frame kind ", reply.kind));
 }
 
 }  // namespace predump::transport

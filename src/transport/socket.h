@@ -1,4 +1,4 @@
-// TCP sockets, set up as a migration needs them.
+// Stream sockets, set up as a migration needs them.
 //
 // Thread rule: free functions, safe from any thread.
 #ifndef PREDUMP_TRANSPORT_SOCKET_H_
