@@ -81,37 +81,37 @@ absl::StatusOr<proto::HostFacts> ReadHostFacts() {
 }
 
 std::vector<proto::Blocker> CompareHosts(const proto::HostFacts& source,
-                                         const proto::HostFacts& target) {
+                                         const proto::HostFacts& target, const HostNames& names) {
   BlockerList blockers;
   if (source.page_size_bytes() != target.page_size_bytes()) {
-    blockers.Add("host page size", absl::StrCat(source.page_size_bytes(), " bytes here, ",
-                                                target.page_size_bytes(), " at the target"));
+    blockers.Add("host page size", absl::StrCat(source.page_size_bytes(), " bytes ", names.source,
+                                                ", ", target.page_size_bytes(), " ", names.target));
   }
   if (source.cpu_vendor() != target.cpu_vendor()) {
     blockers.Add("host processor",
-                 absl::StrCat(source.cpu_vendor(), " here, ", target.cpu_vendor(),
-                              " at the target: their extended state is laid out differently"));
+                 absl::StrCat(source.cpu_vendor(), " ", names.source, ", ", target.cpu_vendor(),
+                              " ", names.target, ": their extended state is laid out differently"));
   }
   const std::vector<std::string> missing = MissingCpuFeatures(
       {source.cpuid_features().data(), static_cast<size_t>(source.cpuid_features_size())},
       {target.cpuid_features().data(), static_cast<size_t>(target.cpuid_features_size())});
   if (!missing.empty()) {
     blockers.Add("host processor features",
-                 absl::StrCat("the target lacks ", absl::StrJoin(missing, " ")),
+                 absl::StrCat("missing ", names.target, ": ", absl::StrJoin(missing, " ")),
                  "choose a target with the same or a newer processor");
   }
   const uint64_t lost_states = source.xstate_features() & ~target.xstate_features();
   if (lost_states != 0) {
-    blockers.Add("host extended state",
-                 absl::StrFormat("the target does not keep components %#x of XCR0", lost_states));
+    blockers.Add("host extended state", absl::StrFormat("components %#x of XCR0 are not kept %s",
+                                                        lost_states, names.target));
   }
   if (source.vdso_sha256() != target.vdso_sha256() ||
       source.vdso_size_bytes() != target.vdso_size_bytes() ||
       source.vvar_size_bytes() != target.vvar_size_bytes()) {
     blockers.Add(
         "host vDSO",
-        absl::StrCat("the kernels give processes different ones (", source.kernel_release(),
-                     " here, ", target.kernel_release(), " at the target)"),
+        absl::StrCat("the kernels give processes different ones (", source.kernel_release(), " ",
+                     names.source, ", ", target.kernel_release(), " ", names.target, ")"),
         "boot the same kernel at both hosts");
   }
   return std::move(blockers).Take();

@@ -15,10 +15,17 @@ namespace predump::checkpoint {
 // every 64-bit process here has), and its clocks outside any time namespace, read last.
 absl::StatusOr<proto::HostFacts> ReadHostFacts();
 
+// What to call the two hosts when speaking to a person, who sits at one of them.
+struct HostNames {
+  const char* source = "here";
+  const char* target = "at the target";
+};
+
 // Why a process of `source` cannot go on at `target`; empty when it can. Another kernel release is
 // no obstacle by itself, another vDSO is: threads may stand in it and hold its addresses.
 std::vector<proto::Blocker> CompareHosts(const proto::HostFacts& source,
-                                         const proto::HostFacts& target);
+                                         const proto::HostFacts& target,
+                                         const HostNames& names = {});
 
 }  // namespace predump::checkpoint
 

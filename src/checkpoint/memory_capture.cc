@@ -107,9 +107,14 @@ absl::StatusOr<uint32_t> MappedFile(const kernel::ProcessHandle& process, const 
 
 void RefuseFlags(const kernel::VmaFlags& flags, bool surveying, const std::string& name,
                  BlockerList& blockers) {
-  if (flags.Has(VmFlag::kUffdMissing) || flags.Has(VmFlag::kUffdMinor) ||
-      (surveying && flags.Has(VmFlag::kUffdWriteProtect))) {
+  if (flags.Has(VmFlag::kUffdMissing) || flags.Has(VmFlag::kUffdMinor)) {
     blockers.Add(name, "the program handles its page faults itself (userfaultfd)");
+  } else if (surveying && flags.Has(VmFlag::kUffdWriteProtect)) {
+    // All of its memory, mostly: said once.
+    blockers.Add("memory",
+                 "somebody tracks what is written to it (userfaultfd write-protect): another "
+                 "predump that is sending the process just now, or the program itself",
+                 "wait until that predump has ended");
   }
   if (flags.Has(VmFlag::kLockOnFault)) {
     blockers.Add(name, "locked as it is touched (mlock2 MLOCK_ONFAULT)");

@@ -39,8 +39,8 @@ absl::Status HelperSource::GoOnByCopying() {
   return absl::OkStatus();
 }
 
-absl::Status HelperSource::PushTo(int out_fd) {
-  return copying_ != nullptr ? copying_->PushTo(out_fd) : SplicedSource::PushTo(out_fd);
+absl::Status HelperSource::Push(int out_fd, base::ByteCount bytes) {
+  return copying_ != nullptr ? copying_->Push(out_fd, bytes) : SplicedSource::Push(out_fd, bytes);
 }
 
 }  // namespace predump::pagemap

@@ -35,7 +35,10 @@ class HelperSource final : public SplicedSource {
     return copying_ ? copying_->max_pages() : SplicedSource::max_pages();
   }
   absl::StatusOr<FetchResult> Fetch(std::span<const Extent> wanted) override;
-  absl::Status PushTo(int out_fd) override;
+  base::ByteCount held() const override {
+    return copying_ ? copying_->held() : SplicedSource::held();
+  }
+  absl::Status Push(int out_fd, base::ByteCount bytes) override;
   absl::Status Finish() override { return helper_.Finish(); }
 
  private:

@@ -154,6 +154,10 @@ absl::StatusOr<ExtentSet> DataPagesOf(PageScanner& scanner, const Vma& vma) {
 
 }  // namespace
 
+uint64_t HashPage(std::span<const std::byte> bytes) {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
+
 absl::StatusOr<ExtentSet> DataPages(const kernel::ProcessHandle& process, const VmaList& vmas) {
   PREDUMP_ASSIGN_OR_RETURN(PageScanner scanner, PageScanner::Open(process));
   ExtentSet all;
@@ -176,7 +180,7 @@ absl::StatusOr<std::vector<uint64_t>> HashPages(const kernel::ProcessHandle& pro
           return absl::OutOfRangeError(
               absl::StrCat("page ", PageAt(page).ToString(), " cannot be read"));
         }
-        hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
+        hashes.push_back(HashPage(bytes));
         return absl::OkStatus();
       }));
   return hashes;
@@ -192,14 +196,14 @@ absl::StatusOr<PageDifferences> ComparePages(const kernel::ProcessHandle& proces
   PREDUMP_ASSIGN_OR_RETURN(PageReader reader, PageReader::Create(process, masked));
   PageDifferences differences;
   size_t next = 0;
-  PREDUMP_RETURN_IF_ERROR(reader.Visit(
-      expected.pages.extents(), [&](RemoteAddress page, std::span<const std::byte> bytes) {
-        const uint64_t wanted = expected.hashes[next++];
-        if (bytes.empty() || XXH3_64bits(bytes.data(), bytes.size()) != wanted) {
-          differences.differing.Add(PageAt(page));
-        }
-        return absl::OkStatus();
-      }));
+  PREDUMP_RETURN_IF_ERROR(reader.Visit(expected.pages.extents(),
+                                       [&](RemoteAddress page, std::span<const std::byte> bytes) {
+                                         const uint64_t wanted = expected.hashes[next++];
+                                         if (bytes.empty() || HashPage(bytes) != wanted) {
+                                           differences.differing.Add(PageAt(page));
+                                         }
+                                         return absl::OkStatus();
+                                       }));
   PREDUMP_ASSIGN_OR_RETURN(PageScanner scanner, PageScanner::Open(process));
   for (const Vma& vma : vmas.vmas()) {
     if (!vma.is_private_memory()) continue;

@@ -6,6 +6,7 @@
 #ifndef PREDUMP_PAGEMAP_PAGE_HASH_H_
 #define PREDUMP_PAGEMAP_PAGE_HASH_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -17,6 +18,9 @@
 #include "src/pagemap/vma.h"
 
 namespace predump::pagemap {
+
+// Of one page.
+uint64_t HashPage(std::span<const std::byte> bytes);
 
 // Pages of private memory that hold data: present or swapped out, neither the zero page nor an
 // unmodified page of a mapped file. Errors: TargetExited; Unimplemented before Linux 6.7.

@@ -4,7 +4,8 @@
 // promised to the peer before the bytes are in hand. One cycle:
 //   Fetch(wanted)  -> what was really got, at most max_pages() in one go
 //   (the caller writes its header for exactly those extents)
-//   PushTo(out_fd) -> moves exactly those bytes; for pipe sources a splice, no copy in user space
+//   PushTo(out_fd) -> moves exactly those bytes; for pipe sources a splice, no copy in user space.
+//   Or, where something goes between them, Push(out_fd, bytes) for each part.
 // Thread rule: one thread at a time.
 #ifndef PREDUMP_PAGEMAP_PAGE_SOURCE_H_
 #define PREDUMP_PAGEMAP_PAGE_SOURCE_H_
@@ -39,9 +40,13 @@ class PageSource {
   // Memory without PROT_READ is read all the same. Errors: TargetExited; otherwise from errno.
   virtual absl::StatusOr<FetchResult> Fetch(std::span<const Extent> wanted) = 0;
 
-  // Pushes every byte of the last Fetch to `out_fd` (socket, pipe or file), blocking as it must.
-  // On an error some bytes may be out: the stream is then unusable.
-  virtual absl::Status PushTo(int out_fd) = 0;
+  // Bytes of the last Fetch that are not pushed yet.
+  virtual base::ByteCount held() const = 0;
+
+  // Pushes the next `bytes`, at most held(), to `out_fd` (socket, pipe or file), blocking as it
+  // must. On an error some may be out: the stream is then unusable, and nothing is held any more.
+  virtual absl::Status Push(int out_fd, base::ByteCount bytes) = 0;
+  absl::Status PushTo(int out_fd) { return Push(out_fd, held()); }
 
   // Lets go of the target: nothing of the source remains in it. Idempotent.
   virtual absl::Status Finish() = 0;

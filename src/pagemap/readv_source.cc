@@ -1,6 +1,7 @@
 #include "src/pagemap/readv_source.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
@@ -45,7 +46,7 @@ absl::StatusOr<std::unique_ptr<ReadvSource>> ReadvSource::Create(
 }
 
 absl::StatusOr<FetchResult> ReadvSource::Fetch(std::span<const Extent> wanted) {
-  if (filled_ > ByteCount(0)) {
+  if (held() > ByteCount(0)) {
     return absl::FailedPreconditionError("the pages fetched before were not pushed");
   }
   std::vector<Extent> left = FirstBytes(wanted, ByteCount(buffer_.size()));
@@ -80,13 +81,19 @@ absl::StatusOr<FetchResult> ReadvSource::Fetch(std::span<const Extent> wanted) {
     filled += rest.read.size();
   }
   filled_ = filled;
+  pushed_ = ByteCount(0);
   return result;
 }
 
-absl::Status ReadvSource::PushTo(int out_fd) {
-  const ByteCount bytes = filled_;
-  filled_ = ByteCount(0);
-  return WriteCopying(out_fd, buffer_.bytes().first(bytes.value()));
+absl::Status ReadvSource::Push(int out_fd, ByteCount bytes) {
+  const ByteCount done = std::exchange(pushed_, filled_);
+  if (bytes > filled_ - done) {
+    return absl::FailedPreconditionError("more is to be pushed than was fetched");
+  }
+  PREDUMP_RETURN_IF_ERROR(
+      WriteCopying(out_fd, buffer_.bytes().subspan(done.value(), bytes.value())));
+  pushed_ = done + bytes;
+  return absl::OkStatus();
 }
 
 }  // namespace predump::pagemap

@@ -42,7 +42,8 @@ class ReadvSource final : public PageSource {
     return base::ToPages(base::ByteCount(buffer_.size()));
   }
   absl::StatusOr<FetchResult> Fetch(std::span<const Extent> wanted) override;
-  absl::Status PushTo(int out_fd) override;
+  base::ByteCount held() const override { return filled_ - pushed_; }
+  absl::Status Push(int out_fd, base::ByteCount bytes) override;
   absl::Status Finish() override { return absl::OkStatus(); }
 
  private:
@@ -53,7 +54,8 @@ class ReadvSource final : public PageSource {
   const kernel::ProcessHandle& process_;
   UnreadablePages unreadable_;
   base::MappedRegion buffer_;
-  base::ByteCount filled_;  // not yet pushed
+  base::ByteCount filled_;  // by the last Fetch
+  base::ByteCount pushed_;  // of these
 };
 
 }  // namespace predump::pagemap

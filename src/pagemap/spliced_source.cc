@@ -47,16 +47,26 @@ absl::StatusOr<FetchResult> SplicedSource::Fetch(std::span<const Extent> wanted)
   AppendExtent(result.vanished, page.vanished);
   result.consumed = page.read.pages() + page.vanished.pages();
   in_buffer_ = page.read.size();
+  buffer_done_ = ByteCount(0);
   return result;
 }
 
-absl::Status SplicedSource::PushTo(int out_fd) {
+absl::Status SplicedSource::Push(int out_fd, ByteCount bytes) {
   const ByteCount in_pipe = std::exchange(in_pipe_, ByteCount(0));
   const ByteCount in_buffer = std::exchange(in_buffer_, ByteCount(0));
-  if (in_pipe > ByteCount(0)) {
-    return kernel::SpliceAll(pipe_read_end(), out_fd, in_pipe, /*more=*/false);
+  if (bytes > in_pipe + in_buffer) {
+    return absl::FailedPreconditionError("more is to be pushed than was fetched");
   }
-  return WriteCopying(out_fd, second_way_.buffer.bytes().first(in_buffer.value()));
+  if (in_pipe > ByteCount(0)) {
+    PREDUMP_RETURN_IF_ERROR(kernel::SpliceAll(pipe_read_end(), out_fd, bytes, /*more=*/false));
+    in_pipe_ = in_pipe - bytes;
+    return absl::OkStatus();
+  }
+  PREDUMP_RETURN_IF_ERROR(WriteCopying(
+      out_fd, second_way_.buffer.bytes().subspan(buffer_done_.value(), bytes.value())));
+  in_buffer_ = in_buffer - bytes;
+  buffer_done_ += bytes;
+  return absl::OkStatus();
 }
 
 }  // namespace predump::pagemap

@@ -27,7 +27,8 @@ class SplicedSource : public PageSource {
   // Ends before a page that cannot be queued; the next Fetch starts with that one and copies it, so
   // that the bytes of one Fetch all come from one place, in order.
   absl::StatusOr<FetchResult> Fetch(std::span<const Extent> wanted) override;
-  absl::Status PushTo(int out_fd) override;
+  base::ByteCount held() const override { return in_pipe_ + in_buffer_; }
+  absl::Status Push(int out_fd, base::ByteCount bytes) override;
 
  protected:
   // For pages that cannot be queued.
@@ -56,6 +57,7 @@ class SplicedSource : public PageSource {
   // Not yet pushed; at most one of them is not 0.
   base::ByteCount in_pipe_;
   base::ByteCount in_buffer_;
+  base::ByteCount buffer_done_;  // pushed from the buffer's start
 };
 
 }  // namespace predump::pagemap

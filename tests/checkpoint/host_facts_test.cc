@@ -48,7 +48,7 @@ TEST(HostFacts, AMissingInstructionIsNamed) {
   target.set_cpuid_features(kLeaf1Edx, target.cpuid_features(kLeaf1Edx) & ~(1u << 26));
   const auto blockers = CompareHosts(Here(), target);
   ASSERT_EQ(blockers.size(), 1u);
-  EXPECT_EQ(blockers[0].reason(), "the target lacks sse2");
+  EXPECT_EQ(blockers[0].reason(), "missing at the target: sse2");
   EXPECT_THAT(CompareHosts(target, Here()), IsEmpty()) << "more features at the target are fine";
 }
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -14,7 +15,11 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <utility>
+
+#include "src/base/mapped_region.h"
+#include "src/kernel/pagemap_scan.h"
 
 namespace predump::pagemap {
 namespace {
@@ -50,6 +55,9 @@ MemoryActor::MemoryActor() {
   int ends[2];
   Require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
   control_ = base::UniqueFd(ends[0]);
+  // It inherits our heap, and a model of its memory (mirror.h) makes that larger: without giving
+  // back what is free, each actor of a program would have more memory than the one before.
+  ::malloc_trim(0);
   pid_ = ::fork();
   Require(pid_ >= 0, "fork");
   if (pid_ == 0) ChildMain(ends[1]);
@@ -201,6 +209,23 @@ void MemoryActor::Kill() {
   Require(::kill(pid_, SIGKILL) == 0, "kill");
   siginfo_t info = {};
   Require(::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT) == 0, "waitid");
+}
+
+bool MemoryOnlyReadIsTheZeroPage() {
+  const auto page = base::MappedRegion::Anonymous(4096);
+  const auto self = kernel::ProcessHandle::Open(::getpid());
+  Require(page.ok() && self.ok(), "a page to read");
+  DoRead({reinterpret_cast<uint64_t>(page->data())});
+  const auto pagemap = kernel::PagemapFile::Open(*self);
+  Require(pagemap.ok(), "pagemap");
+  const auto start = reinterpret_cast<uint64_t>(page->data());
+  uint64_t entry = 0;
+  Require(
+      pagemap
+          ->ReadEntries(base::AddressRange::FromOrdered(start, start + 4096), std::span(&entry, 1))
+          .ok(),
+      "read pagemap");
+  return (entry & kernel::kPagemapExclusive) == 0;
 }
 
 }  // namespace predump::pagemap

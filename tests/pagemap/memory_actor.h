@@ -83,6 +83,10 @@ class MemoryActor {
   std::optional<kernel::ProcessHandle> process_;
 };
 
+// Whether anonymous memory that is only read shares one page of zeros. A kernel that runs as a
+// guest of PVM may have none (pvm_no_zero_page): such memory gets pages of its own there.
+bool MemoryOnlyReadIsTheZeroPage();
+
 }  // namespace predump::pagemap
 
 #endif  // PREDUMP_TESTS_PAGEMAP_MEMORY_ACTOR_H_

@@ -318,6 +318,41 @@ TEST_P(PageSourceTest, AClosedPeerIsAnError) {
   EXPECT_EQ(source_->PushTo(out.get()).code(), absl::StatusCode::kUnavailable);
 }
 
+// CRIU's page server wants a header before each run of pages.
+TEST_P(PageSourceTest, WhatWasFetchedMayBePushedInParts) {
+  actor_.Map(kBase, 8 * kPage);
+  for (uint64_t page = 0; page < 8; ++page) actor_.Write(kBase + page * kPage, kPage, page + 1);
+  actor_.Protect(kBase + 6 * kPage, kPage, PROT_NONE);
+  const std::vector<Extent> all = {Range(kBase, 2 * kPage), Range(kBase + 3 * kPage, kPage),
+                                   Range(kBase + 5 * kPage, 3 * kPage)};
+  std::vector<Extent> wanted = all;
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const base::UniqueFd in(ends[0]);
+  const base::UniqueFd out(ends[1]);
+  while (!wanted.empty()) {
+    const auto result = source_->Fetch(wanted);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_TRUE(result->vanished.empty());
+    uint64_t left = base::ToBytes(result->consumed).value();
+    ASSERT_EQ(source_->held().value(), left);
+    while (left > 0) {
+      const uint64_t part = std::min(left, wanted.front().size().value());
+      ASSERT_TRUE(source_->Push(out.get(), base::ByteCount(part)).ok());
+      left -= part;
+      EXPECT_EQ(source_->held().value(), left);
+      wanted.front() =
+          Range(wanted.front().start().value() + part, wanted.front().size().value() - part);
+      if (wanted.front().empty()) wanted.erase(wanted.begin());
+    }
+  }
+  EXPECT_EQ(source_->Push(out.get(), base::ByteCount(kPage)).code(),
+            absl::StatusCode::kFailedPrecondition);
+  std::vector<std::byte> got(6 * kPage);
+  ASSERT_EQ(::read(in.get(), got.data(), got.size()), static_cast<ssize_t>(got.size()));
+  EXPECT_EQ(got, Memory(all));
+}
+
 TEST_P(PageSourceTest, NothingWantedIsNothingFetched) {
   const auto result = source_->Fetch({});
   ASSERT_TRUE(result.ok());
