@@ -10,52 +10,40 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "proto/stored.pb.h"
 #include "spdlog/spdlog.h"
 #include "src/base/atomic_file.h"
 #include "src/base/errors.h"
+#include "src/images/image_store.h"
 #include "src/kernel/freezer.h"
 #include "src/kernel/procfs.h"
+#include "src/pageserver/stored_extra.h"
 #include "src/transport/deadline.h"
 
 namespace predump::pageserver {
 namespace {
 
-constexpr char kFormatLine[] = "predump-fate 1";
 constexpr char kAliveSuffix[] = ".alive";
 // A landing whose tracer died is killed, or stops, within microseconds; a loaded machine takes
 // longer.
 constexpr absl::Duration kSettleTimeout = absl::Seconds(5);
+// A killed process has let go of a store, but not yet of its session.
+constexpr absl::Duration kDyingTimeout = absl::Seconds(1);
 constexpr int kLookAgainMs = 2;
 constexpr absl::Duration kResumeTimeout = absl::Seconds(2);
 
-constexpr std::pair<FateState, absl::string_view> kStateNames[] = {
-    {FateState::kPreparing, "preparing"},
-    {FateState::kCommitted, "committed"},
-    {FateState::kReleased, "released"},
-    {FateState::kDestroyed, "destroyed"},
-};
-
-absl::string_view NameOf(FateState state) {
-  for (const auto& [known, name] : kStateNames) {
-    if (known == state) return name;
-  }
-  return "unknown";
-}
-
-// More than any record needs, so that a shorter one leaves nothing of a longer one behind.
-constexpr size_t kRecordBytes = 512;
+// More than any record needs, so that a shorter one leaves nothing of a longer one behind; less
+// than a page.
+constexpr size_t kRecordBytes = 3072;
 constexpr size_t kStoreIdBytes = 16;
 
 absl::Status CheckId(absl::string_view session_id) {
@@ -65,7 +53,8 @@ absl::Status CheckId(absl::string_view session_id) {
 }
 
 Fate RunningAs(const FateRecord& record) {
-  return {Outcome::kRunning, record.landing.has_value() ? record.landing->pid : 0};
+  return {Outcome::kRunning, record.landing.has_value() ? record.landing->pid : 0,
+          record.images.has_value() ? record.images->final_path : ""};
 }
 
 // Between commit and resumption: if its session is dead, somebody has to bring it to an end.
@@ -74,59 +63,37 @@ bool IsOpen(const FateRecord& record) {
          (record.state == FateState::kReleased && !record.resumed);
 }
 
+// Whether the image directory at `path` is there and of session `session_id`.
+absl::StatusOr<bool> HoldsSession(const std::string& path, absl::string_view session_id) {
+  const base::UniqueFd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid()) {
+    if (errno == ENOENT || errno == ENOTDIR) return false;
+    return base::ErrnoError(errno, "open ", path);
+  }
+  const absl::StatusOr<proto::StoredExtra> extra = ReadStoredExtra(directory.get());
+  if (absl::IsNotFound(extra.status())) return false;  // another's, of rounds only
+  if (!extra.ok()) return base::Annotate(extra.status(), path);
+  return extra->session_id() == session_id;
+}
+
+std::pair<std::string, std::string> SplitPath(const std::string& path) {
+  const size_t slash = path.find_last_of('/');
+  return {path.substr(0, slash), path.substr(slash + 1)};
+}
+
+absl::Status RemovePartial(const StoredImages& images) {
+  PREDUMP_ASSIGN_OR_RETURN(const images::ImageStore opened,
+                           images::ImageStore::Open(SplitPath(images.partial_path).first));
+  // A new writer removes what dead ones left; one that is at work has done so.
+  const absl::Status begun = opened.Begin(/*with_parent=*/false).status();
+  return absl::IsUnavailable(begun) ? absl::OkStatus() : begun;
+}
+
 struct DirCloser {
   void operator()(DIR* dir) const { ::closedir(dir); }
 };
 
 }  // namespace
-
-std::string FateRecord::Serialize() const {
-  std::string text =
-      absl::StrCat(kFormatLine, "\nstate ", NameOf(state), "\nresumed ", resumed ? 1 : 0,
-                   "\nwritten ", absl::ToUnixSeconds(written), "\n");
-  if (landing.has_value()) {
-    absl::StrAppend(&text, "pid ", landing->pid, "\nstart ", landing->start_time_ticks, "\nboot ",
-                    landing->boot_id, "\npidns ", landing->pid_namespace, "\n");
-  }
-  return text;
-}
-
-absl::StatusOr<FateRecord> FateRecord::Parse(absl::string_view text) {
-  const absl::Status malformed = absl::DataLossError("this is not a fate record");
-  std::vector<absl::string_view> lines = absl::StrSplit(text, '\n', absl::SkipEmpty());
-  if (lines.empty() || lines.front() != kFormatLine) return malformed;
-  std::map<absl::string_view, absl::string_view> fields;
-  for (size_t i = 1; i < lines.size(); ++i) {
-    const std::pair<absl::string_view, absl::string_view> field =
-        absl::StrSplit(lines[i], absl::MaxSplits(' ', 1));
-    if (!fields.insert(field).second) return malformed;
-  }
-  FateRecord record;
-  bool known = false;
-  for (const auto& [state, name] : kStateNames) {
-    if (fields["state"] != name) continue;
-    record.state = state;
-    known = true;
-  }
-  int64_t written = 0;
-  if (!known || !absl::SimpleAtoi(fields["written"], &written)) return malformed;
-  record.written = absl::FromUnixSeconds(written);
-  record.resumed = fields["resumed"] == "1";
-  if (fields.contains("pid")) {
-    LandingIdentity landing;
-    landing.boot_id = std::string(fields["boot"]);
-    if (!absl::SimpleAtoi(fields["pid"], &landing.pid) || landing.pid <= 0 ||
-        !absl::SimpleAtoi(fields["start"], &landing.start_time_ticks) ||
-        !absl::SimpleAtoi(fields["pidns"], &landing.pid_namespace) || landing.boot_id.empty()) {
-      return malformed;
-    }
-    record.landing = std::move(landing);
-  }
-  const bool needs_landing =
-      record.state == FateState::kCommitted || record.state == FateState::kReleased;
-  if (needs_landing && !record.landing.has_value()) return malformed;
-  return record;
-}
 
 absl::StatusOr<FateStore> FateStore::Open(const std::string& state_directory) {
   FateStore store(absl::StrCat(state_directory, "/target"));
@@ -240,6 +207,15 @@ absl::StatusOr<LiveSession> FateStore::BeginSession(absl::string_view session_id
 }
 
 absl::Status FateStore::Commit(const LiveSession& session, const LandingIdentity& landing) {
+  return CommitAs(session, landing, std::nullopt);
+}
+
+absl::Status FateStore::Commit(const LiveSession& session, const StoredImages& images) {
+  return CommitAs(session, std::nullopt, images);
+}
+
+absl::Status FateStore::CommitAs(const LiveSession& session, std::optional<LandingIdentity> landing,
+                                 std::optional<StoredImages> images) {
   PREDUMP_ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
   PREDUMP_ASSIGN_OR_RETURN(FateRecord record, Read(session.id()));
   if (record.state != FateState::kPreparing) {
@@ -247,7 +223,12 @@ absl::Status FateStore::Commit(const LiveSession& session, const LandingIdentity
         absl::StrCat("this session was ", NameOf(record.state), " meanwhile"));
   }
   record.state = FateState::kCommitted;
-  record.landing = landing;
+  record.landing = std::move(landing);
+  record.images = std::move(images);
+  if (record.Serialize().size() > kRecordBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(record.images->final_path, " is too long a path for the record of a session"));
+  }
   return Write(session.id(), std::move(record));
 }
 
@@ -259,6 +240,7 @@ absl::Status FateStore::Release(const LiveSession& session) {
         absl::StrCat("only a committed session is released; this one is ", NameOf(record.state)));
   }
   record.state = FateState::kReleased;
+  record.resumed = record.images.has_value();  // nothing is left to be done
   return Write(session.id(), std::move(record));
 }
 
@@ -328,6 +310,7 @@ absl::StatusOr<std::optional<Fate>> FateStore::DecideNow(absl::string_view sessi
 absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view session_id,
                                                                FateRecord record,
                                                                bool going_is_final) {
+  if (record.images.has_value()) return DecideStored(session_id, std::move(record));
   PREDUMP_ASSIGN_OR_RETURN(const std::optional<kernel::ProcessHandle> landing,
                            kernel::FindProcess(*record.landing));
   auto condition = kernel::ParkCondition::kExited;
@@ -364,6 +347,51 @@ absl::StatusOr<std::optional<Fate>> FateStore::DecideCommitted(absl::string_view
   return RunningAs(record);
 }
 
+// Of a committed session that stored images, and whose process is dead: nobody renames them now.
+absl::StatusOr<Fate> FateStore::DecideStored(absl::string_view session_id, FateRecord record) {
+  const StoredImages& images = *record.images;
+  PREDUMP_ASSIGN_OR_RETURN(const bool is_final, HoldsSession(images.final_path, session_id));
+  PREDUMP_ASSIGN_OR_RETURN(const bool is_partial, HoldsSession(images.partial_path, session_id));
+  if (!is_final && record.state == FateState::kReleased) {  // moved away, or removed
+    record.resumed = true;
+    PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
+    return RunningAs(record);
+  }
+  if (!is_final && !is_partial) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the images of this session are neither in ", images.final_path, " nor in ",
+        images.partial_path,
+        ": look for a directory that was moved away from there. If there is "
+        "one, it holds the process, and `predump resolve` is to end the copy at the source"));
+  }
+  const bool was_released = record.state == FateState::kReleased;
+  record.state = is_final ? FateState::kReleased : FateState::kDestroyed;
+  // On record first: then nobody can be told otherwise, whatever becomes of what is left.
+  PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
+  const absl::Status tidied = is_final ? FinishPublishing(images) : RemovePartial(images);
+  if (!tidied.ok()) {
+    // Said once: where it is `latest` that does not lead there, Settle tries again and again.
+    spdlog::log(was_released ? spdlog::level::debug : spdlog::level::warn, "{}",
+                std::string(tidied.message()));
+  }
+  if (!is_final) return Fate{Outcome::kDestroyed, 0};
+  if (tidied.ok()) {
+    record.resumed = true;
+    PREDUMP_RETURN_IF_ERROR(Write(session_id, record));
+  }
+  return RunningAs(record);
+}
+
+// A writer that dies between its last two steps, or fails there, leaves `latest` where it was.
+absl::Status FateStore::FinishPublishing(const StoredImages& images) const {
+  const auto [store, number] = SplitPath(images.final_path);
+  if (locked_store_ != nullptr && locked_store_->IsAt(store)) {
+    return locked_store_->FinishPublishing(number);
+  }
+  PREDUMP_ASSIGN_OR_RETURN(const images::ImageStore opened, images::ImageStore::Open(store));
+  return opened.FinishPublishing(number);
+}
+
 absl::StatusOr<std::vector<std::string>> FateStore::ListSessions() const {
   const std::unique_ptr<DIR, DirCloser> dir(::opendir(directory_.c_str()));
   if (dir == nullptr) return base::ErrnoError(errno, "opendir ", directory_);
@@ -397,6 +425,25 @@ absl::Status FateStore::Settle(absl::Duration limit) {
   absl::Status first;
   for (const std::string& id : ids) first.Update(SettleOne(id, limit));
   return first;
+}
+
+void FateStore::SettleTheDead(const images::LockedStore& locked) {
+  locked_store_ = &locked;
+  SettleTheDead();
+  locked_store_ = nullptr;
+}
+
+void FateStore::SettleTheDead() {
+  const transport::Deadline deadline = transport::Deadline::After(kDyingTimeout);
+  for (;;) {
+    const absl::StatusOr<bool> needed = NeedsSettling(absl::InfiniteDuration());
+    if (!needed.ok() || !*needed) return;
+    const absl::Status settled = Settle(absl::InfiniteDuration());
+    // What cannot be decided now is told to whoever asks for it.
+    if (!settled.ok()) spdlog::debug("{}", std::string(settled.message()));
+    if (deadline.passed()) return;
+    ::poll(nullptr, 0, kLookAgainMs);
+  }
 }
 
 absl::Status FateStore::SettleOne(const std::string& session_id, absl::Duration limit) {

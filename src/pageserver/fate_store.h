@@ -1,11 +1,14 @@
 // What became of each session, on disk, so that whoever is asked says the same (DESIGN 10).
 //
+// A session brings a process to life, or stores its images. Of images, to be published (by one
+// rename) is what to be resumed is of a process: after `committed` it happens, or never will.
+//
 //   (nothing) --BeginSession--> preparing --Commit--> committed --Release--> released --Resumed-->
 //   released
 //        \________________________|_____________________|                    (not resumed)
 //        (resumed)
-//                         Destroy, or Decide           Decide, if the landing is dead
-//                                 v                     v
+//                         Destroy, or Decide           Decide, if the landing is dead, or the
+//                                 v                     v        images were not published
 //                              destroyed            destroyed
 //
 // I1: a fate is decided once: no transition leaves `destroyed` or `released` (but to be forgotten).
@@ -31,6 +34,10 @@
 #include "src/base/unique_fd.h"
 #include "src/kernel/process_identity.h"
 
+namespace predump::images {
+class LockedStore;
+}
+
 namespace predump::pageserver {
 
 inline constexpr size_t kSessionIdBytes = 16;
@@ -40,10 +47,22 @@ using LandingIdentity = kernel::ProcessIdentity;
 
 enum class FateState { kPreparing, kCommitted, kReleased, kDestroyed };
 
+// "committed" and the like, as records have it.
+absl::string_view NameOf(FateState state);
+
+// Where the images of a session go: D of a store S is S/.D.partial until it is published.
+struct StoredImages {
+  std::string partial_path;  // absolute
+  std::string final_path;    // absolute
+};
+
 struct FateRecord {
   FateState state = FateState::kPreparing;
-  bool resumed = false;  // of kReleased: the landing was seen to go on
+  // Of kReleased: the landing was seen to go on, or `latest` leads to the images.
+  bool resumed = false;
+  // One of the two, once committed.
   std::optional<LandingIdentity> landing;
+  std::optional<StoredImages> images;
   absl::Time written;
 
   std::string Serialize() const;
@@ -55,7 +74,8 @@ enum class Outcome { kDestroyed, kRunning, kPending };
 
 struct Fate {
   Outcome outcome = Outcome::kPending;
-  pid_t restored_pid = 0;  // of kRunning
+  pid_t restored_pid = 0;      // of kRunning; 0: it was stored
+  std::string stored_in = {};  // of kRunning: the image directory
 };
 
 class FateStore;
@@ -88,7 +108,10 @@ class FateStore {
   // From `preparing`. FailedPrecondition where the fate was decided otherwise meanwhile: then the
   // landing must not run.
   absl::Status Commit(const LiveSession& session, const LandingIdentity& landing);
-  // From `committed`.
+  // The same of images, which are whole and on disk at partial_path, and bear the session's id.
+  // InvalidArgument: the paths are too long for a record.
+  absl::Status Commit(const LiveSession& session, const StoredImages& images);
+  // From `committed`. Of images: they have their final path.
   absl::Status Release(const LiveSession& session);
   // The released process was seen to go on.
   absl::Status Resumed(const LiveSession& session);
@@ -101,9 +124,12 @@ class FateStore {
   //   unknown, or preparing without a live process: destroyed, which is recorded first
   //   committed, no live process: destroyed where the landing is dead; else it is made to run
   //   released: running, whatever became of it since; a landing left stopped is made to run
+  //   of images, committed, no live process: running where final_path holds the session's, and
+  //     `latest` is made to lead there; destroyed where only partial_path does, which then goes
   //   a live process is at it: pending
   // Errors: the store cannot be read or written; the landing cannot be judged (other pid
-  // namespace). In every error the fate is open and the source stays as it is.
+  // namespace); committed images are in neither place. In every error the fate is open and the
+  // source stays as it is.
   absl::StatusOr<Fate> Decide(absl::string_view session_id);
 
   // Whether Settle(limit) may have something to do. Looks without the lock: what is in motion may
@@ -113,6 +139,12 @@ class FateStore {
   // than `limit`, but none of a released process: its source may still be parked, and "unknown"
   // means "may run at the source". Returns the first error, after trying all.
   absl::Status Settle(absl::Duration limit);
+
+  // Decides at once about all sessions that died, and waits a moment for those that are dying. For
+  // a session that has just locked a store, before it tidies up there: a fate may hang on it.
+  void SettleTheDead(const images::LockedStore& locked);
+  // The same without a store.
+  void SettleTheDead();
 
  private:
   explicit FateStore(std::string directory) : directory_(std::move(directory)) {}
@@ -131,12 +163,17 @@ class FateStore {
   absl::StatusOr<std::optional<Fate>> DecideNow(absl::string_view session_id, bool going_is_final);
   absl::StatusOr<std::optional<Fate>> DecideCommitted(absl::string_view session_id,
                                                       FateRecord record, bool going_is_final);
+  absl::StatusOr<Fate> DecideStored(absl::string_view session_id, FateRecord record);
+  absl::Status FinishPublishing(const StoredImages& images) const;
+  absl::Status CommitAs(const LiveSession& session, std::optional<LandingIdentity> landing,
+                        std::optional<StoredImages> images);
   // Ids of all sessions on record.
   absl::StatusOr<std::vector<std::string>> ListSessions() const;
   absl::Status SettleOne(const std::string& session_id, absl::Duration limit);
 
   std::string directory_;
   std::string id_;
+  const images::LockedStore* locked_store_ = nullptr;  // by this process, in SettleTheDead
 };
 
 }  // namespace predump::pageserver

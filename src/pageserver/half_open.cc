@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "src/base/errors.h"
+#include "src/transport/page_server_protocol.h"
 
 namespace predump::pageserver {
 
@@ -17,8 +18,13 @@ absl::StatusOr<HalfOpen::Kind> HalfOpen::Advance() {
     ::memcpy(&magic, preamble_.data(), sizeof magic);
     magic = le64toh(magic);
     if (magic == transport::kControlMagic) return Kind::kControl;
+    if (transport::page_server::IsFirstMessage(
+            reinterpret_cast<const unsigned char*>(preamble_.data()))) {
+      return Kind::kCriu;
+    }
     if (magic != transport::kDataMagic) {
-      return absl::DataLossError("what it sent is not predump's protocol");
+      return absl::DataLossError(
+          "what it sent is neither predump's protocol nor that of CRIU's page server");
     }
     PREDUMP_ASSIGN_OR_RETURN(const bool complete, FillTo(preamble_.size()));
     if (complete) return Kind::kData;

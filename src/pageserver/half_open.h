@@ -23,6 +23,7 @@ class HalfOpen {
     kUndecided,  // more must come
     kControl,
     kData,  // token() is complete
+    kCriu,  // first_bytes() are a CRIU client's
   };
 
   // `socket` is non-blocking.
@@ -38,6 +39,8 @@ class HalfOpen {
   transport::Deadline deadline() const { return deadline_; }
   // 16 bytes, of a data connection.
   std::string token() const;
+  // What has been read of a CRIU client's first message.
+  std::string first_bytes() const { return std::string(preamble_.data(), kMagicBytes); }
   base::UniqueFd TakeSocket() { return std::move(socket_); }
 
  private:

@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/random.h>
-#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,11 +16,15 @@
 #include "absl/strings/string_view.h"
 #include "spdlog/spdlog.h"
 #include "src/base/errors.h"
-#include "src/pageserver/descriptor_passing.h"
+#include "src/images/image_store.h"
+#include "src/pageserver/arrivals.h"
+#include "src/pageserver/criu_session.h"
 #include "src/pageserver/fate_store.h"
 #include "src/pageserver/half_open.h"
 #include "src/pageserver/session.h"
+#include "src/pageserver/signal_descriptor.h"
 #include "src/transport/data_format.h"
+#include "src/transport/descriptor_passing.h"
 
 namespace predump::pageserver {
 namespace {
@@ -31,6 +34,9 @@ using transport::Deadline;
 // How long sessions may take to end once the server was told to; then they are killed, which
 // before Commit ends the landing, and after it leaves a record that the next server settles.
 constexpr absl::Duration kEndTimeout = absl::Seconds(10);
+// The one peer has gone: its sessions find that out by themselves, unless they wait for something
+// else, which they do not do for long.
+constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
 // Out of descriptors: a connection may wait until others have gone.
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 // What cannot be settled (its landing is of another pid namespace) is tried ever more seldom.
@@ -56,51 +62,6 @@ bool SameToken(absl::string_view a, absl::string_view b) {
   return difference == 0;
 }
 
-// Blocks signals for as long as it lives and gives them out through a descriptor.
-class SignalDescriptor {
- public:
-  static absl::StatusOr<SignalDescriptor> Create() {
-    SignalDescriptor result;
-    sigset_t set;
-    ::sigemptyset(&set);
-    for (const int signal_number : {SIGTERM, SIGINT, SIGCHLD}) ::sigaddset(&set, signal_number);
-    if (::sigprocmask(SIG_BLOCK, &set, &result.before_) != 0) {
-      return base::ErrnoError(errno, "sigprocmask");
-    }
-    result.blocked_ = true;
-    result.fd_ = base::UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!result.fd_.valid()) return base::ErrnoError(errno, "signalfd");
-    return result;
-  }
-  SignalDescriptor(SignalDescriptor&& other) noexcept
-      : before_(other.before_),
-        blocked_(std::exchange(other.blocked_, false)),
-        fd_(std::move(other.fd_)) {}
-  SignalDescriptor(const SignalDescriptor&) = delete;
-  SignalDescriptor& operator=(const SignalDescriptor&) = delete;
-  ~SignalDescriptor() {
-    if (blocked_) ::sigprocmask(SIG_SETMASK, &before_, nullptr);
-  }
-
-  int fd() const { return fd_.get(); }
-
-  // Whether the program was asked to end. SIGCHLD only wakes the caller.
-  bool Drain() {
-    bool end = false;
-    signalfd_siginfo info;
-    while (::read(fd_.get(), &info, sizeof info) == sizeof info) {
-      end = end || info.ssi_signo != SIGCHLD;
-    }
-    return end;
-  }
-
- private:
-  SignalDescriptor() = default;
-  sigset_t before_ = {};
-  bool blocked_ = false;
-  base::UniqueFd fd_;
-};
-
 struct SessionProcess {
   pid_t pid = 0;
   base::UniqueFd channel;
@@ -110,15 +71,15 @@ struct SessionProcess {
 
 class Server {
  public:
-  Server(const ServerOptions& options, transport::Listener listener, SignalDescriptor signals,
-         FateStore store)
+  Server(const ServerOptions& options, Arrivals arrivals, SignalDescriptor signals, FateStore store)
       : options_(options),
-        listener_(std::move(listener)),
+        arrivals_(std::move(arrivals)),
         signals_(std::move(signals)),
         store_(std::move(store)),
         next_settling_(Deadline::After(options.settle_interval)) {}
 
-  absl::StatusOr<int> Serve() {
+  // How a session ended, where there was one: with `once` the first, otherwise the last.
+  absl::StatusOr<std::optional<int>> Serve() {
     while (!ending_) {
       PREDUMP_RETURN_IF_ERROR(WaitForEvent());
       if (signals_.Drain()) ending_ = true;
@@ -126,24 +87,33 @@ class Server {
       if (!ending_ && accepting()) AcceptAll();
       AdvanceHalfOpen();
       if (!ending_ && next_settling_.passed()) SettleIfNeeded();
+      if (!arrivals_.open()) Drain();
     }
-    listener_.fd = base::UniqueFd();
+    arrivals_.Close();
     half_open_.clear();
     EndSessions();
-    return once_result_.value_or(options_.once ? kSessionFailed : kSessionSucceeded);
+    return result_;
   }
 
  private:
-  bool accepting() const { return !accept_pause_.has_value() || accept_pause_->passed(); }
+  bool accepting() const {
+    return arrivals_.open() && (!accept_pause_.has_value() || accept_pause_->passed());
+  }
+
+  // The peer is done: what it has begun is finished, and that is all.
+  void Drain() {
+    if (!drain_deadline_.has_value()) drain_deadline_ = Deadline::After(kDrainTimeout);
+    if ((sessions_.empty() && half_open_.empty()) || drain_deadline_->passed()) ending_ = true;
+  }
 
   absl::Status WaitForEvent() {
     std::vector<pollfd> watched = {{signals_.fd(), POLLIN, 0}};
     Deadline deadline = next_settling_;
     if (accepting()) {
       accept_pause_.reset();
-      watched.push_back({listener_.fd.get(), POLLIN, 0});
+      watched.push_back({arrivals_.fd(), POLLIN, 0});
     } else {
-      deadline = Deadline::Earlier(deadline, *accept_pause_);
+      deadline = Deadline::Earlier(deadline, arrivals_.open() ? *accept_pause_ : *drain_deadline_);
     }
     for (const HalfOpen& connection : half_open_) {
       watched.push_back({connection.fd(), POLLIN, 0});
@@ -158,27 +128,23 @@ class Server {
 
   void AcceptAll() {
     for (;;) {
-      absl::StatusOr<transport::AcceptedConnection> accepted =
-          transport::Accept(listener_.fd.get());
-      if (absl::IsUnavailable(accepted.status())) return;
-      if (!accepted.ok()) {
-        spdlog::warn("{}", Text(accepted.status()));
+      auto arrived = arrivals_.Take(options_.socket);
+      if (!arrived.ok()) {
+        spdlog::warn("{}", Text(arrived.status()));
         accept_pause_ = Deadline::After(kAcceptPause);
         return;
       }
-      const std::string peer = accepted->peer.ToString();
-      const absl::Status tuned = transport::ApplyOptions(accepted->fd.get(), options_.socket);
-      if (!tuned.ok()) {
-        spdlog::warn("connection from {}: {}", peer, Text(tuned));
-        continue;
-      }
+      if (!arrived->has_value()) return;
+      auto& [socket, peer] = **arrived;
       if (half_open_.size() >= options_.max_half_open) {
         spdlog::warn("connection from {}: closed, too many connections say nothing",
                      half_open_.front().peer());
         half_open_.erase(half_open_.begin());
       }
-      half_open_.emplace_back(std::move(accepted->fd), peer,
-                              Deadline::After(options_.hello_timeout));
+      half_open_.emplace_back(
+          std::move(socket), peer,
+          Deadline::After(options_.images_directory.empty() ? options_.hello_timeout
+                                                            : options_.criu_hello_timeout));
     }
   }
 
@@ -196,7 +162,10 @@ class Server {
           waiting.push_back(std::move(connection));
           break;
         case HalfOpen::Kind::kControl:
-          StartSession(connection.TakeSocket(), connection.peer(), waiting, connections);
+          StartSession(connection, RunSession, waiting, connections);
+          break;
+        case HalfOpen::Kind::kCriu:
+          StartCriuSession(connection, waiting, connections);
           break;
         case HalfOpen::Kind::kData:
           PassToSession(connection);
@@ -213,15 +182,35 @@ class Server {
       const base::UniqueFd socket = connection.TakeSocket();
       // The landing reads with plain blocking calls.
       absl::Status status = transport::SetBlocking(socket.get(), true);
-      if (status.ok()) status = SendDescriptor(session.channel.get(), socket.get());
+      if (status.ok()) status = transport::SendDescriptor(session.channel.get(), socket.get());
       if (!status.ok()) spdlog::warn("connection from {}: {}", connection.peer(), Text(status));
       return;
     }
     spdlog::warn("connection from {}: closed, it belongs to no session here", connection.peer());
   }
 
-  void StartSession(base::UniqueFd control, std::string peer, std::vector<HalfOpen>& others,
+  using SessionMain = std::function<int(const ServerOptions&, SessionArguments)>;
+
+  void StartCriuSession(HalfOpen& connection, std::vector<HalfOpen>& others,
+                        std::vector<HalfOpen>& more) {
+    if (options_.images_directory.empty()) {
+      spdlog::warn(
+          "connection from {}: closed, a CRIU client brings pages to be stored, and this server "
+          "was started without --images-dir",
+          connection.peer());
+      return;
+    }
+    const auto run = [first_bytes = connection.first_bytes()](const ServerOptions& options,
+                                                              SessionArguments arguments) {
+      return RunCriuSession(options, std::move(arguments), first_bytes);
+    };
+    StartSession(connection, run, others, more);
+  }
+
+  void StartSession(HalfOpen& connection, const SessionMain& run, std::vector<HalfOpen>& others,
                     std::vector<HalfOpen>& more) {
+    const std::string peer = connection.peer();
+    base::UniqueFd control = connection.TakeSocket();
     const auto running = static_cast<size_t>(std::count_if(
         sessions_.begin(), sessions_.end(), [](const auto& s) { return !s.is_settler; }));
     if (running >= options_.max_sessions) {
@@ -229,7 +218,7 @@ class Server {
       return;
     }
     absl::StatusOr<std::string> token = NewToken();
-    auto channel = MakeDescriptorChannel();
+    auto channel = transport::MakeDescriptorChannel();
     if (!token.ok() || !channel.ok()) {
       spdlog::error("session from {}: {}", peer,
                     Text(token.ok() ? channel.status() : token.status()));
@@ -247,7 +236,7 @@ class Server {
       SessionArguments arguments{std::move(control), std::move(channel->second), *std::move(token),
                                  peer};
       channel->first = base::UniqueFd();
-      Leave(RunSession(options_, std::move(arguments)));
+      Leave(run(options_, std::move(arguments)));
     }
     sessions_.push_back({pid, std::move(channel->first), *std::move(token), false});
   }
@@ -284,7 +273,7 @@ class Server {
 
   // In a new child: what belongs to the listener and to other sessions.
   void DropInherited() {
-    listener_.fd = base::UniqueFd();
+    arrivals_.Close();
     half_open_.clear();
     sessions_.clear();
     // SIGTERM and SIGINT are the listener's to hear (a terminal sends them to all of us); a session
@@ -327,10 +316,9 @@ class Server {
         crashed = true;
       }
       const int result = exited ? WEXITSTATUS(status) : kSessionFailed;
-      if (options_.once && result != kSessionNone && !once_result_.has_value()) {
-        once_result_ = result;
-        ending_ = true;
-      }
+      if (result == kSessionNone) continue;
+      if (options_.once && !result_.has_value()) ending_ = true;
+      if (!options_.once || !result_.has_value()) result_ = result;
     }
     sessions_ = std::move(living);
     if (crashed) StartSettler();
@@ -357,7 +345,7 @@ class Server {
   }
 
   const ServerOptions& options_;
-  transport::Listener listener_;
+  Arrivals arrivals_;
   SignalDescriptor signals_;
   FateStore store_;
   std::vector<HalfOpen> half_open_;
@@ -365,7 +353,8 @@ class Server {
   std::optional<Deadline> accept_pause_;
   Deadline next_settling_;
   int settle_pause_ = 1;  // in settle_intervals
-  std::optional<int> once_result_;
+  std::optional<int> result_;
+  std::optional<Deadline> drain_deadline_;
   bool ending_ = false;
 };
 
@@ -380,6 +369,26 @@ absl::Status CheckListenAddress(const ServerOptions& options) {
       "address (and tunnel to it), or say --insecure-no-auth on a network you trust"));
 }
 
+// What would stop every session should stop the server before anybody comes.
+absl::Status TryStore(const std::string& path, FateStore& fates) {
+  PREDUMP_ASSIGN_OR_RETURN(const images::ImageStore store, images::ImageStore::Open(path));
+  const absl::Status begun =
+      store
+          .Begin(/*with_parent=*/false,
+                 [&fates](const images::LockedStore& locked) { fates.SettleTheDead(locked); })
+          .status();
+  return absl::IsUnavailable(begun) ? absl::OkStatus() : begun;  // a writer will have ended
+}
+
+// Before anybody comes. What a server before this one left unfinished: a record that cannot be
+// settled now is no reason not to serve, it is settled when somebody asks.
+absl::Status PutInOrder(const ServerOptions& options, FateStore& store) {
+  const absl::Status settled = store.Settle(options.record_limit);
+  if (!settled.ok()) spdlog::warn("records of earlier sessions: {}", Text(settled));
+  return options.images_directory.empty() ? absl::OkStatus()
+                                          : TryStore(options.images_directory, store);
+}
+
 }  // namespace
 
 absl::StatusOr<int> RunServer(const ServerOptions& options,
@@ -388,14 +397,25 @@ absl::StatusOr<int> RunServer(const ServerOptions& options,
   PREDUMP_ASSIGN_OR_RETURN(FateStore store, FateStore::Open(options.state_directory));
   PREDUMP_ASSIGN_OR_RETURN(SignalDescriptor signals, SignalDescriptor::Create());
   PREDUMP_ASSIGN_OR_RETURN(transport::Listener listener, transport::Listen(options.listen));
-  // What a server before this one left unfinished. A record that cannot be settled now is no reason
-  // not to serve: it is settled when somebody asks.
-  const absl::Status settled = store.Settle(options.record_limit);
-  if (!settled.ok()) spdlog::warn("records of earlier sessions: {}", Text(settled));
+  PREDUMP_RETURN_IF_ERROR(PutInOrder(options, store));
   const std::string address = listener.address.ToString();
-  Server server(options, std::move(listener), std::move(signals), std::move(store));
+  Server server(options, Arrivals::Listening(std::move(listener)), std::move(signals),
+                std::move(store));
   on_ready(address);
-  return server.Serve();
+  PREDUMP_ASSIGN_OR_RETURN(const std::optional<int> result, server.Serve());
+  return options.once ? result.value_or(kSessionFailed) : kSessionSucceeded;
+}
+
+absl::StatusOr<int> ServeHandedOver(const ServerOptions& options, base::UniqueFd channel,
+                                    const std::string& peer) {
+  PREDUMP_ASSIGN_OR_RETURN(FateStore store, FateStore::Open(options.state_directory));
+  PREDUMP_ASSIGN_OR_RETURN(SignalDescriptor signals, SignalDescriptor::Create());
+  PREDUMP_RETURN_IF_ERROR(PutInOrder(options, store));
+  PREDUMP_RETURN_IF_ERROR(transport::SendReady(channel.get()));
+  Server server(options, Arrivals::HandedOver(std::move(channel), peer), std::move(signals),
+                std::move(store));
+  PREDUMP_ASSIGN_OR_RETURN(const std::optional<int> result, server.Serve());
+  return result.value_or(kSessionSucceeded);
 }
 
 }  // namespace predump::pageserver

@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "src/base/unique_fd.h"
 #include "src/transport/address.h"
 #include "src/transport/socket.h"
 
@@ -25,6 +26,8 @@ struct ServerOptions {
   bool new_pid_namespace = false;  // restore each process into a pid namespace of its own
   bool insecure_no_auth = false;   // allows listening beyond loopback
   bool shell_job = false;          // a process may come with our controlling terminal
+  std::string images_directory;    // store that sessions write into; empty: processes are built
+  bool no_parent = false;          // no image directory of a CRIU client builds on another
   std::string cgroup;              // where restored processes live, a path below /sys/fs/cgroup
   std::string state_directory = "/run/predump";
 
@@ -32,6 +35,9 @@ struct ServerOptions {
   transport::SocketOptions socket;
   // From accept(2) to a complete hello.
   absl::Duration hello_timeout = absl::Seconds(10);
+  // The same where CRIU clients may come: they connect, then freeze their process, and only then
+  // say anything.
+  absl::Duration criu_hello_timeout = absl::Minutes(2);
   // How long one answer may take to be taken off our hands.
   absl::Duration send_timeout = absl::Seconds(30);
   // From Prepare until the last pages have arrived and the process is built.
@@ -65,6 +71,13 @@ inline constexpr int kSessionFailed = 1;
 // without `insecure_no_auth`; from bind(2); the state directory cannot be used.
 absl::StatusOr<int> RunServer(const ServerOptions& options,
                               const std::function<void(const std::string& address)>& on_ready);
+
+// Serves one peer, called `peer` in messages, whose connections are handed over through `channel`
+// (transport/descriptor_passing.h): whoever holds its other end may run programs here already, so
+// that nothing is asked. Ends when the channel has ended and the sessions with it. Otherwise as
+// RunServer; `listen` and `once` are not used. Returns the status of the last session.
+absl::StatusOr<int> ServeHandedOver(const ServerOptions& options, base::UniqueFd channel,
+                                    const std::string& peer);
 
 }  // namespace predump::pageserver
 

@@ -15,6 +15,8 @@
 #include "src/images/state_validation.h"
 #include "src/pageserver/arrival.h"
 #include "src/pageserver/fate_store.h"
+#include "src/pageserver/image_session.h"
+#include "src/pageserver/incoming_images.h"
 #include "src/pageserver/session_link.h"
 #include "src/restore/landing.h"
 #include "src/restore/target_check.h"
@@ -50,6 +52,8 @@ class Session {
     if (decided_elsewhere_) {
       spdlog::error("session from {}: {}", peer_, why);
       SettleOwnFate();
+      // The source asks for the fate in any case; it may say why.
+      link_.SendFailed(why);
       return kSessionFailed;
     }
     // The landing is dead: it belonged to a part of Converse. First the record, then the word.
@@ -57,7 +61,7 @@ class Session {
       const absl::Status destroyed = store_.Destroy(*live_);
       if (!destroyed.ok()) spdlog::error("{}", std::string(destroyed.message()));
     }
-    if (link_.rehearsed() && begin_.has_value()) {
+    if (link_.rehearsed() && begin_.has_value() && !stores_images()) {
       spdlog::info("session from {}: process {} could run here; it stays at the source, as asked",
                    peer_, begin_->pid());
       return kSessionSucceeded;
@@ -80,8 +84,12 @@ class Session {
   absl::StatusOr<int> Converse() {
     PREDUMP_ASSIGN_OR_RETURN(proto::HostFacts facts, checkpoint::ReadHostFacts());
     facts.set_fate_store_id(store_.id());
-    PREDUMP_RETURN_IF_ERROR(transport::ServerHandshake(link_.control(), facts,
-                                                       Deadline::After(options_.hello_timeout)));
+    facts.set_stores_images(stores_images());
+    PREDUMP_ASSIGN_OR_RETURN(proto::ClientHello hello,
+                             transport::ServerHandshake(link_.control(), facts,
+                                                        Deadline::After(options_.hello_timeout)));
+    source_ =
+        SourceHost{hello.program_version(), std::move(*hello.mutable_host()), base::Stopwatch()};
     PREDUMP_ASSIGN_OR_RETURN(const std::optional<ControlFrame> frame, AnswerQuestions());
     if (!frame.has_value()) return kSessionNone;
     PREDUMP_ASSIGN_OR_RETURN(proto::Begin begin,
@@ -89,6 +97,7 @@ class Session {
     begin_ = std::move(begin);
     PREDUMP_ASSIGN_OR_RETURN(const bool accepted, Accept());
     if (!accepted) return begin_->check_only() ? kSessionNone : kSessionFailed;
+    if (stores_images()) return StoreImages();
     return begin_->rounds_only() ? TakeRounds() : TakeProcess();
   }
 
@@ -116,7 +125,11 @@ class Session {
         break;
       case Outcome::kRunning:
         answer.set_outcome(proto::Fate::RUNNING);
-        answer.set_restored_pid(static_cast<uint32_t>(fate.restored_pid));
+        if (fate.stored_in.empty()) {
+          answer.set_restored_pid(static_cast<uint32_t>(fate.restored_pid));
+        } else {
+          answer.set_stored_in(fate.stored_in);
+        }
         break;
       case Outcome::kPending:
         answer.set_outcome(proto::Fate::PENDING);
@@ -134,12 +147,7 @@ class Session {
     if (begin_->preview().pid() != begin_->pid()) {
       return absl::DataLossError("Begin and its preview name different processes");
     }
-    restore::TargetCheckOptions check;
-    check.new_pid_namespace = options_.new_pid_namespace;
-    check.shell_job = options_.shell_job;
-    check.cgroup_path = options_.cgroup;
-    PREDUMP_ASSIGN_OR_RETURN(const std::vector<proto::Blocker> blockers,
-                             restore::FindTargetBlockers(*begin_, check));
+    PREDUMP_ASSIGN_OR_RETURN(const std::vector<proto::Blocker> blockers, FindBlockers());
     proto::BeginReply reply;
     for (const proto::Blocker& blocker : blockers) *reply.add_blockers() = blocker;
     const bool accepted = blockers.empty() && !begin_->check_only();
@@ -159,6 +167,41 @@ class Session {
       spdlog::info("session from {}: process {} is coming", peer_, begin_->pid());
     }
     return accepted;
+  }
+
+  bool stores_images() const { return !options_.images_directory.empty(); }
+
+  absl::StatusOr<std::vector<proto::Blocker>> FindBlockers() {
+    if (stores_images()) return TakeHoldOfStore();
+    restore::TargetCheckOptions check;
+    check.new_pid_namespace = options_.new_pid_namespace;
+    check.shell_job = options_.shell_job;
+    check.cgroup_path = options_.cgroup;
+    return restore::FindTargetBlockers(*begin_, check);
+  }
+
+  // Whatever the process needs, it will need it where it is restored. Here there has to be room.
+  absl::StatusOr<std::vector<proto::Blocker>> TakeHoldOfStore() {
+    absl::StatusOr<IncomingImages> images =
+        IncomingImages::Start(options_.images_directory, store_, begin_->pid());
+    if (images.ok()) {
+      if (!begin_->check_only()) images_.emplace(*std::move(images));
+      return std::vector<proto::Blocker>();
+    }
+    proto::Blocker blocker;
+    blocker.set_what(absl::StrCat("images directory ", options_.images_directory));
+    blocker.set_reason(std::string(images.status().message()));
+    return std::vector<proto::Blocker>{std::move(blocker)};
+  }
+
+  absl::StatusOr<int> StoreImages() {
+    image_session_.emplace(options_, *begin_, source_, link_, store_,
+                           *std::exchange(images_, std::nullopt));
+    const absl::Status stored =
+        begin_->rounds_only() ? image_session_->TakeRounds() : image_session_->TakeProcess(*live_);
+    decided_elsewhere_ = image_session_->committed();
+    if (!stored.ok()) return stored;
+    return kSessionSucceeded;
   }
 
   bool shell_job() const { return options_.shell_job && begin_->shell_job(); }
@@ -280,6 +323,10 @@ class Session {
   std::optional<proto::Begin> begin_;
   std::optional<LiveSession> live_;
   std::optional<restore::Landing> landing_;
+  SourceHost source_;
+  std::optional<IncomingImages> images_;
+  // Lives until the fate is decided: it takes away what it did not publish.
+  std::optional<ImageSession> image_session_;
   bool final_reached_ = false;
   bool decided_elsewhere_ = false;
 };

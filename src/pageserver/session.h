@@ -19,9 +19,9 @@ struct SessionArguments {
   std::string peer;         // for messages to people
 };
 
-// Beside kSessionSucceeded (the process runs here, or could and was not to; or only rounds were
-// asked for and came) and kSessionFailed: the peer only asked something, or never said anything
-// sensible.
+// Beside kSessionSucceeded (the process runs or is stored here, or could and was not to; or only
+// rounds were asked for and came) and kSessionFailed: the peer only asked something, or never said
+// anything sensible.
 inline constexpr int kSessionNone = 2;
 
 // Serves until the session is over; returns its exit status. Logs what happens. Precondition: a

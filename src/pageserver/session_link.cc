@@ -18,7 +18,7 @@
 #include "spdlog/spdlog.h"
 #include "src/base/clock.h"
 #include "src/base/errors.h"
-#include "src/pageserver/descriptor_passing.h"
+#include "src/transport/descriptor_passing.h"
 #include "src/transport/socket.h"
 
 namespace predump::pageserver {
@@ -108,7 +108,8 @@ absl::StatusOr<ControlFrame> SessionLink::Next(Deadline deadline) {
 
 absl::Status SessionLink::PollListener() {
   for (;;) {
-    absl::StatusOr<std::optional<base::UniqueFd>> passed = ReceiveDescriptor(listener_.get());
+    absl::StatusOr<std::optional<base::UniqueFd>> passed =
+        transport::ReceiveDescriptor(listener_.get());
     if (absl::IsUnavailable(passed.status())) {
       return absl::CancelledError("the page server is ending");
     }

@@ -1,140 +1,22 @@
 #include "src/pageserver/fate_store.h"
 
 #include <fcntl.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <memory>
-#include <optional>
-#include <utility>
+#include <string>
 #include <vector>
 
-#include "absl/strings/escaping.h"
-#include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "src/base/atomic_file.h"
-#include "src/base/clock.h"
-#include "src/base/mapped_region.h"
-#include "src/kernel/procfs.h"
+#include "tests/pageserver/fate_store_fixture.h"
 #include "tests/support/temp_dir.h"
 
 namespace predump::pageserver {
 namespace {
-
-constexpr char kId[] = "0123456789abcdef";
-
-// A process that counts, in place of a restored one. Dies with the test.
-class CountingProcess {
- public:
-  CountingProcess() {
-    const base::UniqueFd memory(::memfd_create("counter", MFD_CLOEXEC));
-    EXPECT_EQ(::ftruncate(memory.get(), 4096), 0);
-    counter_ = *base::MappedRegion::Shared(memory.get(), 0, 4096, PROT_READ | PROT_WRITE);
-  }
-  ~CountingProcess() { Kill(); }
-  CountingProcess(const CountingProcess&) = delete;
-  CountingProcess& operator=(const CountingProcess&) = delete;
-
-  void Start() {
-    pid_ = ::fork();
-    ASSERT_GE(pid_, 0);
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      for (;;) {
-        counter().fetch_add(1);
-        ::poll(nullptr, 0, 1);
-      }
-    }
-    ASSERT_TRUE(Counts());
-  }
-
-  void Stop() const {
-    ASSERT_EQ(::kill(pid_, SIGSTOP), 0);
-    int status = 0;
-    ASSERT_EQ(::waitpid(pid_, &status, WUNTRACED), pid_);
-    ASSERT_TRUE(WIFSTOPPED(status));
-  }
-
-  void Kill() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-  }
-
-  // Whether it makes a step within two seconds.
-  bool Counts() {
-    const uint64_t before = counter().load();
-    const base::Stopwatch watch;
-    while (watch.Elapsed() < absl::Seconds(2)) {
-      if (counter().load() != before) return true;
-      ::poll(nullptr, 0, 1);
-    }
-    return false;
-  }
-
-  pid_t pid() const { return pid_; }
-  LandingIdentity identity() const {
-    return *LandingIdentity::Of(*kernel::ProcessHandle::Open(pid_));
-  }
-
- private:
-  std::atomic<uint64_t>& counter() {
-    return *reinterpret_cast<std::atomic<uint64_t>*>(counter_.data());
-  }
-
-  base::MappedRegion counter_;
-  pid_t pid_ = 0;
-};
-
-class FateStoreTest : public ::testing::Test {
- protected:
-  void SetUp() override { landing_.Start(); }
-
-  FateStore Open() { return *FateStore::Open(directory_.path()); }
-
-  std::string RecordPath() const {
-    return absl::StrCat(directory_.path(), "/target/", absl::BytesToHexString(kId));
-  }
-  FateRecord Record() { return *FateRecord::Parse(*base::ReadWholeFile(RecordPath())); }
-  bool HasRecord() { return ::access(RecordPath().c_str(), F_OK) == 0; }
-
-  // Leaves the session in `state`, as a session process that died there does.
-  void LeaveIn(FateState state, bool resumed = false) {
-    FateStore store = Open();
-    const LiveSession live = *store.BeginSession(kId);
-    if (state == FateState::kDestroyed) {
-      ASSERT_TRUE(store.Destroy(live).ok());
-    }
-    if (state == FateState::kCommitted || state == FateState::kReleased) {
-      ASSERT_TRUE(store.Commit(live, landing_.identity()).ok());
-    }
-    if (state == FateState::kReleased) {
-      ASSERT_TRUE(store.Release(live).ok());
-    }
-    if (resumed) {
-      ASSERT_TRUE(store.Resumed(live).ok());
-    }
-    ASSERT_EQ(Record().state, state);
-  }
-
-  Outcome Decided() {
-    const absl::StatusOr<Fate> fate = Open().Decide(kId);
-    EXPECT_TRUE(fate.ok()) << fate.status();
-    return fate.ok() ? fate->outcome : Outcome::kPending;
-  }
-
-  test_support::TempDir directory_ = *test_support::TempDir::Create();
-  CountingProcess landing_;
-};
 
 TEST_F(FateStoreTest, UnknownSessionIsDestroyedAndCanNeverBegin) {
   EXPECT_EQ(Decided(), Outcome::kDestroyed);
@@ -430,6 +312,17 @@ TEST_F(FateStoreTest, DamagedRecordIsAnErrorAndDecidesNothing) {
     EXPECT_FALSE(fate.ok()) << whole.substr(0, size);
     EXPECT_EQ(*base::ReadWholeFile(RecordPath()), whole.substr(0, size));
   }
+}
+TEST(FateRecordTest, PathsMayHoldAnything) {
+  FateRecord record;
+  record.state = FateState::kCommitted;
+  record.images = StoredImages{"/a b\nstate destroyed\n/.1.partial", "/a b\nstate destroyed\n/1"};
+  const absl::StatusOr<FateRecord> read = FateRecord::Parse(record.Serialize());
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->state, FateState::kCommitted);
+  EXPECT_EQ(read->images->partial_path, record.images->partial_path);
+  EXPECT_EQ(read->images->final_path, record.images->final_path);
+  EXPECT_FALSE(read->landing.has_value());
 }
 
 TEST(FateRecordTest, WhatIsWrittenIsRead) {
