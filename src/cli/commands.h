@@ -18,12 +18,21 @@ struct CommonOptions {
 // What to run once parsing is done; returns the exit code.
 using Command = std::function<int()>;
 
+// Writes out what stands for standard output. False: it could not be written (now or before), which
+// was said on standard error, once.
+bool FlushOutput();
+
+// How the page server of ssh:// is started.
+void AddRemoteOptions(CLI::App& app, std::string& predump, std::string& options);
+
 // Each adds its options to `app` and, when its command was given, sets `command`.
 void AddMigrate(CLI::App& app, const CommonOptions& common, Command& command);
 void AddPageServer(CLI::App& app, const CommonOptions& common, Command& command);
 void AddCheck(CLI::App& app, const CommonOptions& common, Command& command);
 void AddCore(CLI::App& app, const CommonOptions& common, Command& command);
+void AddRestore(CLI::App& app, const CommonOptions& common, Command& command);
 void AddResolve(CLI::App& app, const CommonOptions& common, Command& command);
+void AddShow(CLI::App& app, const CommonOptions& common, Command& command);
 
 }  // namespace predump::cli
 

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <string>
 
@@ -166,19 +165,6 @@ int Run(const CoreText& text) {
   return Finish(text, outcome, report);
 }
 
-// Options of the migration are options of the program, so that the parser takes them here too.
-void RefuseForeignOptions(const CLI::App& app) {
-  constexpr std::array kOurs = {"--log-file", "-v"};
-  for (const CLI::Option* option : app.get_options()) {
-    const std::string name = option->get_name();
-    const bool ours =
-        std::any_of(kOurs.begin(), kOurs.end(), [&](const char* one) { return name == one; });
-    if (option->count() > 0 && !ours) {
-      throw CLI::ValidationError(name, "is no option of core (see predump core --help)");
-    }
-  }
-}
-
 }  // namespace
 
 void AddCore(CLI::App& app, const CommonOptions&, Command& command) {
@@ -201,10 +187,7 @@ void AddCore(CLI::App& app, const CommonOptions&, Command& command) {
   core->add_option("--freeze-timeout", text->freeze_timeout,
                    "Give up when a thread does not stop within this (2s)");
   core->add_flag("--json", text->json, "Print one JSON object on standard output at the end");
-  core->callback([&app, text, &command] {
-    RefuseForeignOptions(app);
-    command = [text] { return Run(*text); };
-  });
+  core->callback([text, &command] { command = [text] { return Run(*text); }; });
 }
 
 }  // namespace predump::cli

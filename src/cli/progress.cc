@@ -53,7 +53,12 @@ void ProgressDisplay::Line(absl::string_view text) {
 
 void ProgressDisplay::OnNote(absl::string_view text) { Line(text); }
 
-void ProgressDisplay::OnRound(const RoundReport& round) { Line(FormatRound(round)); }
+void ProgressDisplay::OnRound(const RoundReport& round) {
+  Line(FormatRound(round));
+  if (!rounds_to_output_) return;
+  absl::PrintF("%s\n", round.ToJson());
+  fflush(stdout);
+}
 
 void ProgressDisplay::OnProgress(const RoundReport& so_far) {
   if (!live_) return;

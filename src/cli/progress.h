@@ -13,8 +13,10 @@ namespace predump::cli {
 
 class ProgressDisplay : public MigrationObserver {
  public:
-  // `live`: standard error is a terminal and nobody asked for JSON only.
-  explicit ProgressDisplay(bool live) : live_(live) {}
+  // `live`: standard error is a terminal and nobody asked for JSON only. `rounds_to_output`: each
+  // round is a JSON object in a line of standard output as well, for whoever asks for the next one.
+  explicit ProgressDisplay(bool live, bool rounds_to_output = false)
+      : live_(live), rounds_to_output_(rounds_to_output) {}
   ~ProgressDisplay() override;
 
   void OnNote(absl::string_view text) override;
@@ -28,6 +30,7 @@ class ProgressDisplay : public MigrationObserver {
   void Line(absl::string_view text);
 
   const bool live_;
+  const bool rounds_to_output_;
   bool line_shown_ = false;
   int64_t last_drawn_ns_ = 0;
 };

@@ -16,6 +16,8 @@ namespace {
 struct ResolveText {
   pid_t pid = 0;
   std::string to;
+  std::string remote_predump;
+  std::string remote_options;
   bool resume = false;
   bool end = false;
   std::string state_directory = "/run/predump";
@@ -26,6 +28,8 @@ int Run(const ResolveText& text) {
   options.state_directory = text.state_directory;
   if (text.pid != 0) options.pid = text.pid;
   if (!text.to.empty()) options.to = text.to;
+  if (!text.remote_predump.empty()) options.remote_predump = text.remote_predump;
+  if (!text.remote_options.empty()) options.remote_options = text.remote_options;
   if (text.resume) options.decision = PersonsDecision::kResumeHere;
   if (text.end) options.decision = PersonsDecision::kEndHere;
   if (options.decision.has_value() && !options.pid.has_value()) {
@@ -67,7 +71,8 @@ void AddResolve(CLI::App& app, const CommonOptions&, Command& command) {
       "or resumes them");
   resolve->add_option("--pid,-t", text->pid, "Only this process")->type_name("N");
   resolve->add_option("--to", text->to, "Ask this page server instead of the one it went to")
-      ->type_name("HOST:PORT");
+      ->type_name("ENDPOINT");
+  AddRemoteOptions(*resolve, text->remote_predump, text->remote_options);
   auto* resume = resolve->add_flag("--resume", text->resume,
                                    "You know that it does not run at the target: resume it here");
   resolve->add_flag("--end", text->end, "You know that it runs at the target: end the copy here")

@@ -89,4 +89,26 @@ std::string FormatBytes(double bytes) {
                    : absl::StrFormat("%.1f %s", bytes, kUnits[unit]);
 }
 
+bool IsProcessId(absl::string_view text) {
+  int pid = 0;
+  // SimpleAtoi takes blanks and signs, too.
+  return text.find_first_not_of("0123456789") == absl::string_view::npos &&
+         absl::SimpleAtoi(text, &pid) && text[0] != '0';
+}
+
+std::string Printable(absl::string_view text) {
+  std::string printable;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    // 0x80 to 0x9f are control characters too; in UTF-8 they stand behind 0xc2.
+    const bool is_c1 = byte >= 0x80 && byte <= 0x9f && i > 0 && text[i - 1] == '\xc2';
+    if (byte < 0x20 || byte == 0x7f || is_c1) {
+      absl::StrAppendFormat(&printable, "\\x%02x", byte);
+    } else {
+      printable.push_back(text[i]);
+    }
+  }
+  return printable;
+}
+
 }  // namespace predump::cli

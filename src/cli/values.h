@@ -1,4 +1,5 @@
-// Option values as people write them: durations, byte rates, the timeout with its outcome.
+// Option values as people write them (durations, byte rates, the timeout with its outcome), and
+// values as people read them.
 #ifndef PREDUMP_CLI_VALUES_H_
 #define PREDUMP_CLI_VALUES_H_
 
@@ -28,8 +29,14 @@ struct TimeoutValue {
 // "60", "60:cancel", "60:force": seconds and what then happens.
 absl::StatusOr<TimeoutValue> ParseTimeout(absl::string_view text);
 
+// Whether `text` is one, decimal and without leading zeros.
+bool IsProcessId(absl::string_view text);
+
 // "1.5 GiB", "832 KiB", "12 B".
 std::string FormatBytes(double bytes);
+
+// `text` with its control characters as \xNN: what images say must not command a terminal.
+std::string Printable(absl::string_view text);
 
 }  // namespace predump::cli
 

@@ -40,6 +40,11 @@ bool Cancellation::requested() const {
   return requested_;
 }
 
+bool Cancellation::AwaitRequest(absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(&requested_), timeout);
+}
+
 std::string Cancellation::reason() const {
   absl::MutexLock lock(&mutex_);
   return reason_;

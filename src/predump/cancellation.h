@@ -12,6 +12,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 
 namespace predump {
 
@@ -29,6 +30,8 @@ class Cancellation {
 
   bool requested() const;
   std::string reason() const;
+  // Waits for a request; false where none came within `timeout`.
+  bool AwaitRequest(absl::Duration timeout) const;
 
  private:
   mutable absl::Mutex mutex_;

@@ -5,9 +5,6 @@
 #ifndef PREDUMP_PREDUMP_ENGINE_H_
 #define PREDUMP_PREDUMP_ENGINE_H_
 
-#include <memory>
-#include <string>
-
 #include "src/checkpoint/capture.h"
 #include "src/kernel/process.h"
 #include "src/pagemap/dirty_tracker.h"
@@ -16,9 +13,9 @@
 #include "src/predump/layout_reader.h"
 #include "src/predump/migration.h"
 #include "src/predump/page_sender.h"
+#include "src/predump/page_sink.h"
 #include "src/predump/process_watch.h"
 #include "src/predump/report.h"
-#include "src/predump/target_link.h"
 #include "src/transport/bandwidth_limiter.h"
 
 namespace predump {
@@ -33,12 +30,13 @@ struct Engine {
   checkpoint::Capturer& capturer;
   LayoutReader& layout;
   ProcessWatch& watch;
-  TargetLink& link;
   pagemap::DirtyTracker& tracker;
   pagemap::PageSource& source;
+  PageSink& sink;
   transport::BandwidthLimiter& limiter;
   PageSender& sender;
-  std::string session_id;
+  bool stores_images = false;  // the destination does
+  int wake_fd = -1;            // Destination::wake_fd
 };
 
 // The status a step failed with, or why the migration was cancelled if it was: a cancelled

@@ -32,6 +32,8 @@ using transport::Deadline;
 constexpr absl::Duration kRunningTimeout = absl::Seconds(10);
 constexpr absl::Duration kAskFateFor = absl::Seconds(20);
 constexpr absl::Duration kAskFatePause = absl::Milliseconds(200);
+// For images to reach a disk.
+constexpr absl::Duration kStoredTimeout = absl::Minutes(2);
 // Hashing runs at memory speed on both ends; this is for hundreds of GiB.
 constexpr absl::Duration kVerifyTimeout = absl::Minutes(10);
 // Keeps one Verify message well under the limit of a control frame.
@@ -67,8 +69,11 @@ void AddPhases(const google::protobuf::RepeatedPtrField<proto::Phase>& phases,
 
 class Handover {
  public:
-  Handover(Engine& engine, Journal journal, JournalEntry entry, uint64_t final_round)
+  Handover(Engine& engine, TargetLink& link, std::string session_id, Journal journal,
+           JournalEntry entry, uint64_t final_round)
       : engine_(engine),
+        link_(link),
+        session_id_(std::move(session_id)),
         journal_(std::move(journal)),
         entry_(std::move(entry)),
         final_round_(final_round) {}
@@ -113,7 +118,7 @@ class Handover {
     NoteStop("freeze called off: ", why);
     engine_.limiter = transport::BandwidthLimiter(engine_.options.bandwidth_per_second);
     PREDUMP_RETURN_IF_ERROR(
-        transport::SetSendTimeout(engine_.link.data().fd(), transport::DataWriter::kStallTimeout));
+        transport::SetSendTimeout(link_.data().fd(), transport::DataWriter::kStallTimeout));
     engine_.report.phases.clear();
     engine_.report.frozen_at.reset();
     HandoverResult result;
@@ -131,7 +136,9 @@ class Handover {
     clock_->Mark("layout");
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::DirtySet dirty, engine_.tracker.FinalScan(vmas));
     clock_->Mark("last scan");
-    PREDUMP_RETURN_IF_ERROR(SendLastRound(vmas, dirty));
+    const absl::Status sent = SendLastRound(vmas, dirty);
+    sending_failed_ = !sent.ok();
+    PREDUMP_RETURN_IF_ERROR(sent);
     clock_->Mark("last pages");
 
     proto::Prepare prepare;
@@ -141,12 +148,12 @@ class Handover {
     PREDUMP_RETURN_IF_ERROR(state);
     *prepare.mutable_state() = *std::move(state);
     // Only now: after this the landing takes no further round.
-    PREDUMP_RETURN_IF_ERROR(engine_.link.data().Final(final_round_));
+    PREDUMP_RETURN_IF_ERROR(link_.data().Final(final_round_));
     NoteTcpSockets(prepare.state());
     prepare.set_final_round(final_round_);
     clock_->Mark("capture");
     const Deadline deadline = Deadline::After(engine_.options.freeze_timeout);
-    PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_PREPARE, prepare, deadline));
+    PREDUMP_RETURN_IF_ERROR(link_.control().Send(proto::CONTROL_PREPARE, prepare, deadline));
     clock_->Mark("state sent");
 
     std::vector<proto::Verify> hashes;
@@ -156,7 +163,7 @@ class Handover {
     }
     PREDUMP_ASSIGN_OR_RETURN(
         const proto::Ready ready,
-        engine_.link.control().Expect<proto::Ready>(
+        link_.control().Expect<proto::Ready>(
             proto::CONTROL_READY,
             engine_.options.verify ? Deadline::After(engine_.options.freeze_timeout) : deadline));
     clock_->Mark("ready");
@@ -200,10 +207,10 @@ class Handover {
   absl::Status SendLastRound(const pagemap::VmaList& vmas, const pagemap::DirtySet& dirty) {
     // Frozen, it waits for nobody longer than it may.
     PREDUMP_RETURN_IF_ERROR(
-        transport::SetSendTimeout(engine_.link.data().fd(), engine_.options.freeze_timeout));
+        transport::SetSendTimeout(link_.data().fd(), engine_.options.freeze_timeout));
     engine_.limiter.Lift();
-    PREDUMP_RETURN_IF_ERROR(engine_.sender.SendLayout(vmas));
-    PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages, engine_.sender.SendDirty(dirty, nullptr));
+    PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages,
+                             engine_.sender.Send(vmas, dirty, nullptr));
     engine_.report.pages_sent += pages;
     return absl::OkStatus();
   }
@@ -255,12 +262,11 @@ class Handover {
   absl::Status Verify(const std::vector<proto::Verify>& messages) {
     const Deadline deadline = Deadline::After(kVerifyTimeout);
     for (const proto::Verify& message : messages) {
-      PREDUMP_RETURN_IF_ERROR(
-          engine_.link.control().Send(proto::CONTROL_VERIFY, message, deadline));
+      PREDUMP_RETURN_IF_ERROR(link_.control().Send(proto::CONTROL_VERIFY, message, deadline));
     }
     PREDUMP_ASSIGN_OR_RETURN(
         const proto::VerifyReply reply,
-        engine_.link.control().Expect<proto::VerifyReply>(proto::CONTROL_VERIFY_REPLY, deadline));
+        link_.control().Expect<proto::VerifyReply>(proto::CONTROL_VERIFY_REPLY, deadline));
     if (reply.pages_differing() != 0 || reply.differing_ranges_size() != 0) {
       return absl::DataLossError(absl::StrCat(
           "--verify: ", reply.pages_differing(),
@@ -272,13 +278,14 @@ class Handover {
   }
 
   // Before Commit every failure ends here: the process runs on, as it was.
-  absl::StatusOr<HandoverResult> GiveUp(kernel::FrozenProcess frozen, const absl::Status& why) {
+  absl::StatusOr<HandoverResult> GiveUp(kernel::FrozenProcess frozen, absl::Status why) {
     const absl::Status thawed = std::move(frozen).Thaw();
     NoteStop("freeze called off: ", OrCancelled(engine_, why).message());
+    if (sending_failed_ && !engine_.cancellation.requested()) why = link_.Explain(why);
     proto::Cancel cancel;
     cancel.set_reason(std::string(why.message()));
     // The target notices the end of the connection too; this only tells it why.
-    engine_.link.control()
+    link_.control()
         .Send(proto::CONTROL_CANCEL, cancel, Deadline::After(absl::Seconds(1)))
         .IgnoreError();
     if (!thawed.ok() && !base::IsTargetExited(thawed)) {
@@ -293,15 +300,33 @@ class Handover {
     proto::Cancel cancel;
     cancel.set_reason("--leave-running: the process stays at the source");
     cancel.set_rehearsed(true);
-    PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_CANCEL, cancel,
-                                                        Deadline::After(absl::Seconds(5))));
+    PREDUMP_RETURN_IF_ERROR(
+        link_.control().Send(proto::CONTROL_CANCEL, cancel, Deadline::After(absl::Seconds(5))));
+    if (!engine_.stores_images) {
+      return HandoverResult{MigrationStatus::kCompleted,
+                            "the target was ready to take it; it was left running here, as asked"};
+    }
+    // They count once the server says so; nothing stands still meanwhile.
+    const absl::StatusOr<proto::Running> stored = link_.control().Expect<proto::Running>(
+        proto::CONTROL_RUNNING, Deadline::After(kStoredTimeout));
+    if (!stored.ok()) {
+      return OrCancelled(engine_, base::Annotate(stored.status(), "its images were not stored"));
+    }
+    engine_.report.stored_in = stored->stored_in();
     return HandoverResult{MigrationStatus::kCompleted,
-                          "the target was ready to take it; it was left running here, as asked"};
+                          absl::StrCat(WhereItIs(), "; it was left running here, as asked")};
+  }
+
+  // What became of it, once it is out of our hands.
+  std::string WhereItIs() const {
+    if (!engine_.stores_images) return "it runs at the target";
+    return absl::StrCat("its images are stored at ", engine_.options.to.ToString(), " in ",
+                        engine_.report.stored_in);
   }
 
   absl::StatusOr<HandoverResult> Commit(kernel::FrozenProcess frozen) {
     proto::Commit commit;
-    commit.set_session_id(engine_.session_id);
+    commit.set_session_id(session_id_);
     absl::StatusOr<std::vector<proto::LateSignal>> late = engine_.capturer.SignalsSince(frozen);
     if (!late.ok()) return GiveUp(std::move(frozen), late.status());
     for (proto::LateSignal& signal : *late) *commit.add_late_signals() = std::move(signal);
@@ -322,7 +347,7 @@ class Handover {
       engine_.report.downtime = clock_->SinceStart();
       clock_->Mark("commit to running");
       AddPhases(running->phases(), engine_.report);
-      return Complete(std::move(frozen), static_cast<pid_t>(running->restored_pid()));
+      return Complete(std::move(frozen), *running);
     }
     spdlog::warn("no answer to Commit ({}); asking what became of the process",
                  std::string(running.status().message()));
@@ -332,8 +357,8 @@ class Handover {
   // Any error leaves open whether the target runs the process.
   absl::StatusOr<proto::Running> SendCommit(const proto::Commit& commit) {
     const Deadline deadline = Deadline::After(kRunningTimeout);
-    PREDUMP_RETURN_IF_ERROR(engine_.link.control().Send(proto::CONTROL_COMMIT, commit, deadline));
-    return engine_.link.control().Expect<proto::Running>(proto::CONTROL_RUNNING, deadline);
+    PREDUMP_RETURN_IF_ERROR(link_.control().Send(proto::CONTROL_COMMIT, commit, deadline));
+    return link_.control().Expect<proto::Running>(proto::CONTROL_RUNNING, deadline);
   }
 
   absl::Status SourceStillThere() {
@@ -344,9 +369,14 @@ class Handover {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<HandoverResult> Complete(kernel::FrozenProcess frozen,
-                                          std::optional<pid_t> restored_pid) {
-    engine_.report.restored_pid = restored_pid;
+  // `arrived`: a Running, or a Fate that says the same.
+  template <typename Message>
+  absl::StatusOr<HandoverResult> Complete(kernel::FrozenProcess frozen, const Message& arrived) {
+    if (engine_.stores_images) {
+      engine_.report.stored_in = arrived.stored_in();
+    } else {
+      engine_.report.restored_pid = static_cast<pid_t>(arrived.restored_pid());
+    }
     ShutDownTcpSockets();
     // The helper shares the memory: ended first, so that ending the original frees it.
     if (const absl::Status finished = engine_.source.Finish(); !finished.ok()) {
@@ -359,16 +389,16 @@ class Handover {
     } else if (!killed.ok() && !base::IsTargetExited(killed)) {
       return HandoverResult{
           MigrationStatus::kParked,
-          absl::StrCat("it runs at the target, but the parked copy here could not be ended (",
+          absl::StrCat(WhereItIs(), ", but the parked copy here could not be ended (",
                        killed.message(), "); run `predump resolve`")};
     }
-    engine_.link.control()
+    link_.control()
         .Send(proto::CONTROL_DONE, proto::Done(), Deadline::After(absl::Seconds(5)))
         .IgnoreError();  // the server forgets the session by itself, later
     if (const absl::Status removed = journal_.Remove(entry_); !removed.ok()) {
       spdlog::warn("journal: {}", std::string(removed.message()));
     }
-    return HandoverResult{MigrationStatus::kCompleted, "it runs at the target"};
+    return HandoverResult{MigrationStatus::kCompleted, WhereItIs()};
   }
 
   // The target never ran it and never will.
@@ -391,16 +421,17 @@ class Handover {
     const Deadline until = Deadline::After(kAskFateFor);
     absl::Status silence = why;
     while (!until.passed()) {
-      absl::StatusOr<proto::Fate> fate =
-          AskFate(engine_.options.link, proto::HostFacts(), engine_.session_id,
-                  {entry_.target_boot_id, entry_.target_store_id});
+      absl::StatusOr<proto::Fate> fate = AskFate(link_.options(), proto::HostFacts(), session_id_,
+                                                 {entry_.target_boot_id, entry_.target_store_id});
       if (fate.ok() && fate->outcome() == proto::Fate::RUNNING) {
         engine_.report.downtime = clock_->SinceStart();
-        return Complete(std::move(frozen), static_cast<pid_t>(fate->restored_pid()));
+        return Complete(std::move(frozen), *fate);
       }
       if (fate.ok() && fate->outcome() == proto::Fate::DESTROYED) {
         return Return(std::move(frozen),
-                      base::Annotate(why, "the target lost the process before it ran"));
+                      base::Annotate(why, engine_.stores_images
+                                              ? "the target does not have its images"
+                                              : "the target lost the process before it ran"));
       }
       if (!fate.ok()) silence = fate.status();
       if (absl::IsFailedPrecondition(silence)) break;  // the host that knew is gone
@@ -411,29 +442,38 @@ class Handover {
     const absl::Status parked = std::move(frozen).Thaw();
     return HandoverResult{
         MigrationStatus::kParked,
-        absl::StrCat("the target does not say whether it runs there (", silence.message(),
-                     "); it is parked here", parked.ok() ? "" : " (or gone)",
+        absl::StrCat("the target does not say whether it ",
+                     engine_.stores_images ? "has its images" : "runs there", " (",
+                     silence.message(), "); it is parked here", parked.ok() ? "" : " (or gone)",
                      "; run `predump resolve --pid ", engine_.process.pid(),
                      "` when the target can be reached")};
   }
 
   Engine& engine_;
+  TargetLink& link_;
+  const std::string session_id_;
   Journal journal_;
   JournalEntry entry_;
   const uint64_t final_round_;
   std::vector<int> tcp_descriptors_;
   std::optional<PhaseClock> clock_;
   bool blocked_ = false;  // Capture met something that cannot move
+  bool sending_failed_ = false;
 };
 
-absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {
+absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine, const TargetLink& link,
+                                       const std::string& session_id) {
   JournalEntry entry;
-  entry.session_id = engine.session_id;
+  entry.session_id = session_id;
   PREDUMP_ASSIGN_OR_RETURN(entry.process, kernel::ProcessIdentity::Of(engine.process));
   PREDUMP_ASSIGN_OR_RETURN(entry.command, kernel::ReadComm(engine.process));
-  entry.target = engine.options.link.address.ToString();
-  entry.target_boot_id = engine.link.server().host().boot_id();
-  entry.target_store_id = engine.link.server().host().fate_store_id();
+  entry.target = engine.options.to.ToString();
+  if (engine.options.to.kind() == transport::Endpoint::Kind::kSsh) {
+    entry.remote_predump = engine.options.server_command.remote_predump;
+    entry.remote_options = engine.options.server_command.remote_options;
+  }
+  entry.target_boot_id = link.server().host().boot_id();
+  entry.target_store_id = link.server().host().fate_store_id();
   PREDUMP_ASSIGN_OR_RETURN(const kernel::ProcessHandle self,
                            kernel::ProcessHandle::Open(::getpid()));
   PREDUMP_ASSIGN_OR_RETURN(entry.engine, kernel::ProcessIdentity::Of(self));
@@ -442,14 +482,16 @@ absl::StatusOr<JournalEntry> MakeEntry(const Engine& engine) {
 
 }  // namespace
 
-absl::StatusOr<HandoverResult> HandOver(Engine& engine, uint64_t final_round) {
+absl::StatusOr<HandoverResult> HandOver(Engine& engine, TargetLink& link,
+                                        const std::string& session_id, uint64_t final_round) {
   // All that can fail for want of a directory or a file fails before the freeze.
   PREDUMP_ASSIGN_OR_RETURN(Journal journal,
                            Journal::Open(absl::StrCat(engine.options.state_directory, "/source")));
-  PREDUMP_ASSIGN_OR_RETURN(JournalEntry entry, MakeEntry(engine));
+  PREDUMP_ASSIGN_OR_RETURN(JournalEntry entry, MakeEntry(engine, link, session_id));
   PREDUMP_RETURN_IF_ERROR(journal.Prepare(entry));
   const absl::Cleanup discard = [journal, entry] { journal.Discard(entry); };
-  return Handover(engine, std::move(journal), std::move(entry), final_round).Run();
+  return Handover(engine, link, session_id, std::move(journal), std::move(entry), final_round)
+      .Run();
 }
 
 }  // namespace predump

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "src/predump/engine.h"
 #include "src/predump/report.h"
+#include "src/predump/target_link.h"
 
 namespace predump {
 
@@ -21,10 +22,12 @@ struct HandoverResult {
   bool may_stay_so = false;  // what it holds may be there for good
 };
 
-// Freezes the process, sends the rest as round `final_round` and hands over. An error: the process
+// Freezes the process, sends the rest as round `final_round` of the session and hands over, to a
+// server that will run it, or one that stores it (Engine::stores_images). An error: the process
 // runs on here as it was and the target has nothing. Otherwise the result says where it runs;
 // kParked: it is stopped here, journalled, and `predump resolve` is to settle it.
-absl::StatusOr<HandoverResult> HandOver(Engine& engine, uint64_t final_round);
+absl::StatusOr<HandoverResult> HandOver(Engine& engine, TargetLink& link,
+                                        const std::string& session_id, uint64_t final_round);
 
 }  // namespace predump
 

@@ -38,6 +38,8 @@ absl::StatusOr<JournalEntry> Parse(const std::string& text) {
     entry.process.pid_namespace = json.value("pid-namespace", uint64_t{0});
     entry.command = json.at("command").get<std::string>();
     entry.target = json.at("target").get<std::string>();
+    entry.remote_predump = json.value("remote-predump", "");
+    entry.remote_options = json.value("remote-options", "");
     entry.target_boot_id = json.at("target-boot-id").get<std::string>();
     entry.target_store_id = absl::HexStringToBytes(json.value("target-store-id", ""));
     entry.engine = entry.process;  // both were seen from one place
@@ -84,6 +86,8 @@ absl::Status Journal::Prepare(const JournalEntry& entry) const {
       {"pid-namespace", entry.process.pid_namespace},
       {"command", entry.command},
       {"target", entry.target},
+      {"remote-predump", entry.remote_predump},
+      {"remote-options", entry.remote_options},
       {"target-boot-id", entry.target_boot_id},
       {"target-store-id", absl::BytesToHexString(entry.target_store_id)},
       {"engine-pid", entry.engine.pid},

@@ -23,6 +23,9 @@ struct JournalEntry {
   kernel::ProcessIdentity process;
   std::string command;  // comm, for people
   std::string target;   // the address given with --to
+  // How the server there is started, where that is up to us (ssh://); else empty.
+  std::string remote_predump;
+  std::string remote_options;
   // Of the host that answered there: after a restart, or on another host, a page server knows
   // nothing of the session, and that must not pass for "it never ran".
   std::string target_boot_id;

@@ -1,7 +1,6 @@
 #include "src/predump/migration.h"
 
-#include <errno.h>
-#include <sys/random.h>
+#include <unistd.h>
 
 #include <memory>
 #include <optional>
@@ -13,38 +12,24 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/checkpoint/capture.h"
-#include "src/checkpoint/host_facts.h"
-#include "src/kernel/process_identity.h"
-#include "src/kernel/setup_injection.h"
-#include "src/kernel/time_offsets.h"
+#include "src/pagemap/vdso_pages.h"
+#include "src/predump/destination.h"
 #include "src/predump/engine.h"
 #include "src/predump/handover.h"
 #include "src/predump/journal.h"
 #include "src/predump/page_tracking.h"
+#include "src/predump/round_inventory.h"
 #include "src/predump/rounds.h"
 #include "src/predump/survey.h"
 
 namespace predump {
 namespace {
 
-constexpr size_t kSessionIdBytes = 16;
 // How often the process may be found holding something that cannot move (a file of /proc that it
 // reads at that instant) before that is taken to be there for good.
 constexpr int kMostBlockedFreezes = 5;
-
-absl::StatusOr<std::string> NewSessionId() {
-  std::string id(kSessionIdBytes, '\0');
-  if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size())) {
-    return base::ErrnoError(errno, "getrandom");
-  }
-  return id;
-}
-
-std::string Line(const proto::Blocker& blocker) {
-  std::string line = absl::StrCat(blocker.what(), ": ", blocker.reason());
-  if (blocker.has_advice()) absl::StrAppend(&line, " (", blocker.advice(), ")");
-  return line;
-}
+// After the first of them; twice as long after each further one.
+constexpr absl::Duration kBlockedPause = absl::Milliseconds(10);
 
 // A process whose earlier handover is open may run at that target, too, or be about to.
 absl::Status RefuseUnsettled(const MigrationOptions& options, const kernel::ProcessHandle& process,
@@ -84,20 +69,32 @@ class MigrationRun {
 
  private:
   absl::Status TryRun() {
-    PREDUMP_ASSIGN_OR_RETURN(session_id_, NewSessionId());
     PREDUMP_ASSIGN_OR_RETURN(kernel::ProcessHandle process, OpenTarget(options_));
     process_.emplace(std::move(process));
-    PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ReadHostFacts());
-    PREDUMP_ASSIGN_OR_RETURN(TargetLink link,
-                             TargetLink::Connect(options_.link, facts, cancellation_));
-    link_.emplace(std::move(link));
-    PREDUMP_ASSIGN_OR_RETURN(const bool accepted, Ask(facts));
+    std::optional<RoundInventory> inventory;
+    if (!options_.images_directory.empty()) {
+      PREDUMP_ASSIGN_OR_RETURN(inventory, RoundInventory::Open(options_.images_directory));
+    }
+    PREDUMP_ASSIGN_OR_RETURN(destination_,
+                             Destination::Connect(options_, cancellation_, observer_));
+    if (inventory.has_value() && !destination_->stores_images()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "--images-dir: the page server at ", options_.to.ToString(),
+          " stores no images (predump page-server --images-dir), so that nothing would be left of "
+          "the rounds"));
+    }
+    PREDUMP_ASSIGN_OR_RETURN(const bool accepted, Ask());
     if (!accepted) return absl::OkStatus();
-    return Move();
+    PREDUMP_RETURN_IF_ERROR(Move());
+    // Of rounds that are all there.
+    if (!inventory.has_value() || report_.status != MigrationStatus::kCompleted) {
+      return absl::OkStatus();
+    }
+    return inventory->Write();
   }
 
   // False: refused, and the report says why.
-  absl::StatusOr<bool> Ask(const proto::HostFacts& facts) {
+  absl::StatusOr<bool> Ask() {
     PREDUMP_ASSIGN_OR_RETURN(checkpoint::Capturer capturer,
                              checkpoint::Capturer::Create(*process_, CaptureOptionsOf(options_)));
     capturer_.emplace(std::move(capturer));
@@ -105,28 +102,17 @@ class MigrationRun {
     PREDUMP_ASSIGN_OR_RETURN(ProcessWatch watch, ProcessWatch::Create(*process_, options_.use_bpf));
     watch_.emplace(std::move(watch));
     PREDUMP_ASSIGN_OR_RETURN(Surveyed surveyed, SurveyBetweenChildren());
-    auto& [vmas, survey] = surveyed;
     PREDUMP_RETURN_IF_ERROR(RefuseUnsettled(options_, *process_, report_.blockers));
-    for (const proto::Blocker& blocker : survey.blockers) report_.blockers.push_back(Line(blocker));
-    for (const proto::Blocker& blocker : checkpoint::CompareHosts(facts, link_->server().host())) {
+    for (const proto::Blocker& blocker : surveyed.survey.blockers) {
       report_.blockers.push_back(Line(blocker));
     }
-    PREDUMP_ASSIGN_OR_RETURN(const proto::Begin begin, MakeBegin(std::move(survey), vmas));
-    const absl::StatusOr<proto::BeginReply> reply = link_->Begin(begin);
-    // Of a process with blockers the target may understand nothing; they stand all the same.
-    if (!reply.ok() && report_.blockers.empty()) return reply.status();
-    if (reply.ok()) {
-      for (const proto::Blocker& blocker : reply->blockers()) {
-        report_.blockers.push_back(absl::StrCat("target: ", Line(blocker)));
-      }
-    }
-    if (report_.blockers.empty()) {
-      data_token_ = reply->data_token();
-      return true;
-    }
+    PREDUMP_RETURN_IF_ERROR(destination_->Ask(
+        {.process = *process_, .vmas = surveyed.vmas, .survey = std::move(surveyed.survey)},
+        report_.blockers));
+    if (report_.blockers.empty()) return true;
     report_.status = MigrationStatus::kRefused;
     report_.message = absl::StrCat("process ", options_.pid, " cannot be moved to ",
-                                   options_.link.address.ToString(), "; it was not touched");
+                                   options_.to.ToString(), "; it was not touched");
     return false;
   }
 
@@ -137,7 +123,7 @@ class MigrationRun {
     for (;;) {
       PREDUMP_ASSIGN_OR_RETURN(const bool childless,
                                watch_->WaitForNoChildren(options_.freeze_timeout - waited.Elapsed(),
-                                                         link_->control().fd()));
+                                                         destination_->wake_fd()));
       if (cancellation_.requested()) return absl::CancelledError(cancellation_.reason());
       PREDUMP_ASSIGN_OR_RETURN(Surveyed surveyed, SurveyProcess(*layout_, *capturer_));
       checkpoint::Survey& survey = surveyed.survey;
@@ -159,49 +145,16 @@ class MigrationRun {
     return capture;
   }
 
-  absl::StatusOr<proto::Begin> MakeBegin(checkpoint::Survey survey, const pagemap::VmaList& vmas) {
-    proto::Begin begin;
-    begin.set_session_id(session_id_);
-    begin.set_pid(survey.preview.pid());
-    for (const proto::ThreadState& thread : survey.preview.threads()) begin.add_tids(thread.tid());
-    base::ByteCount memory;
-    for (const pagemap::Vma& vma : vmas.vmas()) {
-      if (vma.is_private_memory()) memory += vma.range.size();
-    }
-    PREDUMP_ASSIGN_OR_RETURN(const base::ByteCount resident, ResidentMemory(*process_));
-    begin.set_memory_bytes(std::min(memory, resident).value());
-    *begin.mutable_preview() = std::move(survey.preview);
-    begin.set_rounds_only(options_.rounds_only());
-    begin.set_verify(options_.verify);
-    begin.set_shell_job(options_.shell_job);
-    begin.set_tcp_close(options_.tcp_close);
-    // A refused process needs no data connection, so that the server shall not wait for one.
-    begin.set_check_only(!report_.blockers.empty());
-    PREDUMP_RETURN_IF_ERROR(SetClockOffsets(begin));
-    return begin;
-  }
-
-  // The process's clocks must go on without a jump (back: never; forward: a round trip at most).
-  absl::Status SetClockOffsets(proto::Begin& begin) {
-    PREDUMP_ASSIGN_OR_RETURN(const kernel::TimeOffsets own,
-                             kernel::ReadTimeOffsets(process_->pid()));
-    PREDUMP_ASSIGN_OR_RETURN(const std::string boot_id, kernel::ReadBootId());
-    if (link_->server().host().boot_id() == boot_id) {
-      if (own.monotonic_ns == 0 && own.boottime_ns == 0) return absl::OkStatus();
-      begin.set_monotonic_offset_ns(own.monotonic_ns);
-      begin.set_boottime_offset_ns(own.boottime_ns);
-      return absl::OkStatus();
-    }
-    PREDUMP_ASSIGN_OR_RETURN(const ClockOffsets hosts, link_->MeasureClocks());
-    begin.set_monotonic_offset_ns(hosts.monotonic_ns + own.monotonic_ns);
-    begin.set_boottime_offset_ns(hosts.boottime_ns + own.boottime_ns);
-    return absl::OkStatus();
-  }
-
   absl::Status Move() {
-    PREDUMP_RETURN_IF_ERROR(link_->OpenData(data_token_));
+    PREDUMP_ASSIGN_OR_RETURN(const std::unique_ptr<PageSink> sink, destination_->OpenSink());
+    // Before anything of ours lies in its padding.
+    std::optional<pagemap::VdsoPages> vdso;
+    if (destination_->stores_images()) {
+      PREDUMP_ASSIGN_OR_RETURN(vdso, pagemap::VdsoPages::Copy(*process_));
+    }
     PREDUMP_ASSIGN_OR_RETURN(PageTracking tracking,
                              PageTracking::Arm(*process_, options_, report_.stops));
+    if (vdso.has_value()) tracking.Include(*vdso);
     report_.tracker = std::string(tracking.tracker->name());
     report_.source = std::string(tracking.source->name());
     report_.tracker_reason = tracking.tracker_reason;
@@ -214,12 +167,24 @@ class MigrationRun {
                         report_.source_reason, absl::ToDoubleMilliseconds(report_.setup_stop)));
 
     transport::BandwidthLimiter limiter(options_.bandwidth_per_second);
-    PageSender sender(link_->data(), *tracking.source, limiter);
-    Engine engine{options_,         cancellation_, observer_, report_,    *process_,
-                  *capturer_,       *layout_,      *watch_,   *link_,     *tracking.tracker,
-                  *tracking.source, limiter,       sender,    session_id_};
+    PageSender sender(*sink, *tracking.source, limiter);
+    Engine engine{.options = options_,
+                  .cancellation = cancellation_,
+                  .observer = observer_,
+                  .report = report_,
+                  .process = *process_,
+                  .capturer = *capturer_,
+                  .layout = *layout_,
+                  .watch = *watch_,
+                  .tracker = *tracking.tracker,
+                  .source = *tracking.source,
+                  .sink = *sink,
+                  .limiter = limiter,
+                  .sender = sender,
+                  .stores_images = destination_->stores_images(),
+                  .wake_fd = destination_->wake_fd()};
     const absl::Status status = RoundsAndHandover(engine);
-    report_.transferred = link_->data().bytes_sent();
+    report_.transferred = sink->bytes_sent();
     NoteSourceInUse(*tracking.source);
     // Whatever came of it, nothing of ours stays in a process that lives on.
     if (report_.status != MigrationStatus::kCompleted || options_.leave_running) {
@@ -241,18 +206,26 @@ class MigrationRun {
     int blocked_freezes = 0;
     for (;;) {
       const absl::StatusOr<RoundsResult> rounds = loop.Run();
-      if (!rounds.ok()) return OrCancelled(engine, rounds.status());
+      if (!rounds.ok()) {
+        const absl::Status status = OrCancelled(engine, rounds.status());
+        const bool ours = absl::IsCancelled(status) || base::IsTargetExited(status);
+        return ours ? status : OrCancelled(engine, destination_->Explain(status));
+      }
       if (options_.rounds_only()) {
         report_.status = MigrationStatus::kCompleted;
-        report_.message =
-            absl::StrCat(rounds->rounds, " rounds sent; the process was left running");
+        report_.message = absl::StrCat(
+            rounds->rounds,
+            engine.stores_images ? absl::StrCat(" rounds stored at ", options_.to.ToString())
+                                 : " rounds sent",
+            "; the process was left running");
         return absl::OkStatus();
       }
       if (rounds->decision.next == NextStep::kCancel) {
         return absl::CancelledError(rounds->decision.reason);
       }
       observer_.OnNote(absl::StrCat("freezing: ", rounds->decision.reason));
-      PREDUMP_ASSIGN_OR_RETURN(const HandoverResult result, HandOver(engine, rounds->rounds));
+      PREDUMP_ASSIGN_OR_RETURN(const HandoverResult result,
+                               destination_->HandOver(engine, rounds->rounds));
       if (!result.try_again) {
         report_.status = result.status;
         report_.message = result.message;
@@ -263,6 +236,10 @@ class MigrationRun {
       }
       if (!loop.MayGoOn()) return absl::CancelledError(result.message);
       observer_.OnNote(absl::StrCat("another round: ", result.message));
+      // Frozen again at once it would hardly get on with what it is at.
+      if (result.may_stay_so) {
+        (void)cancellation_.AwaitRequest(kBlockedPause * (1 << (blocked_freezes - 1)));
+      }
     }
   }
 
@@ -270,13 +247,18 @@ class MigrationRun {
   Cancellation& cancellation_;
   MigrationObserver& observer_;
   MigrationReport& report_;
-  std::string session_id_;
-  std::string data_token_;
   std::optional<kernel::ProcessHandle> process_;
-  std::optional<TargetLink> link_;
+  std::unique_ptr<Destination> destination_;
   std::optional<checkpoint::Capturer> capturer_;
   std::optional<LayoutReader> layout_;
   std::optional<ProcessWatch> watch_;
+};
+
+class IgnoringObserver final : public MigrationObserver {
+ public:
+  void OnNote(absl::string_view) override {}
+  void OnProgress(const RoundReport&) override {}
+  void OnRound(const RoundReport&) override {}
 };
 
 void SetFailure(const absl::Status& status, const MigrationOptions& options,
@@ -331,27 +313,12 @@ absl::StatusOr<std::vector<std::string>> CheckProcess(const MigrationOptions& op
   if (!ask_target) return lines;
 
   Cancellation never;
-  PREDUMP_ASSIGN_OR_RETURN(const proto::HostFacts facts, checkpoint::ReadHostFacts());
-  PREDUMP_ASSIGN_OR_RETURN(TargetLink link, TargetLink::Connect(options.link, facts, never));
-  for (const proto::Blocker& blocker : checkpoint::CompareHosts(facts, link.server().host())) {
-    lines.push_back(Line(blocker));
-  }
-  proto::Begin begin;
-  PREDUMP_ASSIGN_OR_RETURN(*begin.mutable_session_id(), NewSessionId());
-  begin.set_pid(survey.preview.pid());
-  for (const proto::ThreadState& thread : survey.preview.threads()) begin.add_tids(thread.tid());
-  *begin.mutable_preview() = std::move(survey.preview);
-  begin.set_check_only(true);
-  begin.set_shell_job(options.shell_job);
-  begin.set_tcp_close(options.tcp_close);
-  const absl::StatusOr<proto::BeginReply> reply = link.Begin(begin);
-  if (!reply.ok()) {
-    if (lines.empty()) return reply.status();
-    return lines;
-  }
-  for (const proto::Blocker& blocker : reply->blockers()) {
-    lines.push_back(absl::StrCat("target: ", Line(blocker)));
-  }
+  IgnoringObserver ignored;
+  PREDUMP_ASSIGN_OR_RETURN(const std::unique_ptr<Destination> destination,
+                           Destination::Connect(options, never, ignored));
+  PREDUMP_RETURN_IF_ERROR(destination->Ask(
+      {.process = process, .vmas = surveyed.vmas, .survey = std::move(survey), .check_only = true},
+      lines));
   return lines;
 }
 

@@ -1,42 +1,15 @@
 #include "src/predump/page_sender.h"
 
 #include <algorithm>
-#include <span>
-#include <string>
 #include <vector>
 
-#include "absl/strings/string_view.h"
 #include "spdlog/spdlog.h"
 #include "src/base/errors.h"
-#include "src/pagemap/layout.h"
-#include "src/transport/data_format.h"
 
 namespace predump {
 namespace {
 
 using pagemap::Extent;
-using transport::WireExtent;
-
-WireExtent ToWire(const Extent& extent) { return {extent.start().value(), extent.size().value()}; }
-
-std::vector<WireExtent> ToWire(std::span<const Extent> extents) {
-  std::vector<WireExtent> wire;
-  wire.reserve(extents.size());
-  for (const Extent& extent : extents) wire.push_back(ToWire(extent));
-  return wire;
-}
-
-uint32_t WireFlags(const pagemap::LayoutOp& op) {
-  uint32_t flags = 0;
-  if (op.shared) flags |= transport::kMapShared;
-  if (!op.path.empty()) flags |= transport::kMapFile;
-  if (op.grows_down) flags |= transport::kMapGrowsDown;
-  if (op.huge_pages) flags |= transport::kMapHugePages;
-  if (op.no_huge_pages) flags |= transport::kMapNoHugePages;
-  if (op.no_reserve) flags |= transport::kMapNoReserve;
-  if (op.writable_file) flags |= transport::kMapWritable;
-  return flags;
-}
 
 // The extents of a set from a position on, as a source takes them: whole extents but for the first.
 class Cursor {
@@ -89,32 +62,13 @@ base::PageCount PageSender::PagesAtOnce() const {
   return std::clamp(base::ToPages(limiter_.bucket()), base::PageCount(1), most);
 }
 
-absl::Status PageSender::SendLayout(const pagemap::VmaList& vmas) {
-  for (const pagemap::LayoutOp& op : pagemap::DiffLayout(sent_layout_, vmas)) {
-    spdlog::trace("{} {} {}", op.kind == pagemap::LayoutOp::Kind::kUnmap ? "unmap" : "map",
-                  op.range.ToString(), op.path);
-    if (op.kind == pagemap::LayoutOp::Kind::kUnmap) {
-      const WireExtent extent = ToWire(op.range);
-      PREDUMP_RETURN_IF_ERROR(data_.Unmap({&extent, 1}));
-      continue;
-    }
-    transport::MapRecord record = {};
-    record.start = op.range.start().value();
-    record.bytes = op.range.size().value();
-    record.file_offset = op.file_offset_bytes;
-    record.prot = op.prot;
-    record.flags = WireFlags(op);
-    PREDUMP_RETURN_IF_ERROR(data_.Map(record, op.path));
-  }
-  sent_layout_ = vmas;
-  return absl::OkStatus();
-}
-
-absl::StatusOr<base::PageCount> PageSender::SendDirty(const pagemap::DirtySet& dirty,
-                                                      const Progress& progress) {
-  if (!dirty.drop.empty()) PREDUMP_RETURN_IF_ERROR(data_.Drop(ToWire(dirty.drop.extents())));
+absl::StatusOr<base::PageCount> PageSender::Send(const pagemap::VmaList& vmas,
+                                                 const pagemap::DirtySet& dirty,
+                                                 const Progress& progress) {
+  PREDUMP_ASSIGN_OR_RETURN(const pagemap::ExtentSet pages, sink_.BeginRound(vmas, dirty));
   base::PageCount sent;
-  Cursor cursor(dirty.pages);
+  base::PageCount left = pages.pages();
+  Cursor cursor(pages);
   while (!cursor.done()) {
     PREDUMP_ASSIGN_OR_RETURN(const pagemap::FetchResult result,
                              source_.Fetch(cursor.Peek(PagesAtOnce())));
@@ -122,19 +76,17 @@ absl::StatusOr<base::PageCount> PageSender::SendDirty(const pagemap::DirtySet& d
       return absl::InternalError("the page source made no progress");
     }
     cursor.Advance(result.consumed);
+    left -= std::min(left, result.consumed);
     if (result.fetched.empty()) continue;
     base::ByteCount bytes;
     for (const Extent& extent : result.fetched) bytes += extent.size();
     if (spdlog::should_log(spdlog::level::trace)) {
       for (const Extent& extent : result.fetched) spdlog::trace("pages {}", extent.ToString());
     }
-    PREDUMP_RETURN_IF_ERROR(limiter_.Acquire(bytes, data_.fd()));
-    PREDUMP_RETURN_IF_ERROR(data_.PagesHeader(ToWire(result.fetched)));
-    if (const absl::Status pushed = source_.PushTo(data_.fd()); !pushed.ok()) {
-      return data_.Explain(pushed);
-    }
+    PREDUMP_RETURN_IF_ERROR(limiter_.Acquire(bytes, sink_.fd()));
+    PREDUMP_RETURN_IF_ERROR(sink_.Pages(result.fetched, source_));
     sent += base::ToPages(bytes);
-    if (progress) progress(sent);
+    if (progress) progress(sent, left);
   }
   return sent;
 }

@@ -1,4 +1,4 @@
-// Sends what changed: layout, holes, pages, in the order the landing must apply them.
+// Carries the pages of one round from a page source to a sink.
 //
 // Thread rule: one thread at a time.
 #ifndef PREDUMP_PREDUMP_PAGE_SENDER_H_
@@ -12,35 +12,31 @@
 #include "src/pagemap/dirty_tracker.h"
 #include "src/pagemap/page_source.h"
 #include "src/pagemap/vma.h"
+#include "src/predump/page_sink.h"
 #include "src/transport/bandwidth_limiter.h"
-#include "src/transport/data_writer.h"
 
 namespace predump {
 
 class PageSender {
  public:
-  // Told how many pages of the current set are out; a few times a second at most is up to the
-  // caller.
-  using Progress = std::function<void(base::PageCount sent)>;
+  // Told how many pages of the current round are out, and how many are to come; a few times a
+  // second at most is up to the caller.
+  using Progress = std::function<void(base::PageCount sent, base::PageCount left)>;
 
-  PageSender(transport::DataWriter& data, pagemap::PageSource& source,
-             transport::BandwidthLimiter& limiter)
-      : data_(data), source_(source), limiter_(limiter) {}
+  PageSender(PageSink& sink, pagemap::PageSource& source, transport::BandwidthLimiter& limiter)
+      : sink_(sink), source_(source), limiter_(limiter) {}
 
-  // Brings the landing's layout from that of the last call to `vmas`.
-  absl::Status SendLayout(const pagemap::VmaList& vmas);
-
-  // Sends drops, then pages. Returns the pages really sent: those that vanished meanwhile are not.
-  absl::StatusOr<base::PageCount> SendDirty(const pagemap::DirtySet& dirty,
-                                            const Progress& progress);
+  // Begins a round of the sink and sends its pages. Returns those really sent: what vanished
+  // meanwhile is not.
+  absl::StatusOr<base::PageCount> Send(const pagemap::VmaList& vmas, const pagemap::DirtySet& dirty,
+                                       const Progress& progress);
 
  private:
   base::PageCount PagesAtOnce() const;
 
-  transport::DataWriter& data_;
+  PageSink& sink_;
   pagemap::PageSource& source_;
   transport::BandwidthLimiter& limiter_;
-  pagemap::VmaList sent_layout_;
 };
 
 }  // namespace predump

@@ -45,6 +45,15 @@ bool IsAvailable(std::span<const kernel::CapabilityResult> capabilities,
   });
 }
 
+absl::StatusOr<pagemap::Choice> Tracker(const MigrationOptions& options,
+                                        std::span<const kernel::CapabilityResult> capabilities) {
+  if (options.tracker == "auto" && options.before_criu() &&
+      IsAvailable(capabilities, kernel::Capability::kSoftDirty)) {
+    return pagemap::Choice{.name = "soft-dirty", .reason = "CRIU's dump goes on from its marks"};
+  }
+  return pagemap::ChooseTracker(options.tracker, capabilities);
+}
+
 // Whether `status`, which nothing in the process came of, may be answered by tracking without
 // anything in the process.
 bool CanDoWithoutSetup(const absl::Status& status, const MigrationOptions& options,
@@ -121,8 +130,10 @@ absl::Status PageTracking::MakeTracker(const kernel::ProcessHandle& process, pag
   if (choice.name == "uffd-wp") {
     return MakeUffdWpTracker(process, options, std::move(setup.userfaultfd));
   }
+  // CRIU before 4.0 knows a huge zero page for a page like others, and wants it in the parent of
+  // its dump. Entries show that page as data, a scan does not.
   const pagemap::PageScanner::Method method =
-      IsAvailable(capabilities, kernel::Capability::kPagemapScan)
+      IsAvailable(capabilities, kernel::Capability::kPagemapScan) && !options.before_criu()
           ? pagemap::PageScanner::Method::kScan
           : pagemap::PageScanner::Method::kEntries;
   if (choice.name == "soft-dirty") {
@@ -138,8 +149,7 @@ absl::StatusOr<PageTracking> PageTracking::Arm(const kernel::ProcessHandle& proc
                                                std::vector<StopReport>& stops) {
   PREDUMP_ASSIGN_OR_RETURN(const std::vector<kernel::CapabilityResult> capabilities,
                            ProbeWhatDecides());
-  PREDUMP_ASSIGN_OR_RETURN(const pagemap::Choice tracker_choice,
-                           pagemap::ChooseTracker(options.tracker, capabilities));
+  PREDUMP_ASSIGN_OR_RETURN(const pagemap::Choice tracker_choice, Tracker(options, capabilities));
   PREDUMP_ASSIGN_OR_RETURN(const pagemap::Choice source_choice,
                            pagemap::ChooseSource(options.source, capabilities));
   kernel::SetupRequest request;
@@ -166,6 +176,11 @@ absl::StatusOr<PageTracking> PageTracking::Arm(const kernel::ProcessHandle& proc
       MakeSource(process, source_choice, options, capabilities, setup, tracking));
   tracking.setup_result = std::move(setup);
   return tracking;
+}
+
+void PageTracking::Include(pagemap::VdsoPages& vdso) {
+  tracker = std::make_unique<pagemap::TrackerWithVdso>(std::move(tracker), vdso);
+  source = std::make_unique<pagemap::SourceWithVdso>(std::move(source), vdso);
 }
 
 void PageTracking::TakeDown() {

@@ -19,6 +19,7 @@
 #include "src/pagemap/choose.h"
 #include "src/pagemap/dirty_tracker.h"
 #include "src/pagemap/page_source.h"
+#include "src/pagemap/vdso_pages.h"
 #include "src/predump/migration.h"
 
 namespace predump {
@@ -37,6 +38,9 @@ struct PageTracking {
   static absl::StatusOr<PageTracking> Arm(const kernel::ProcessHandle& process,
                                           const MigrationOptions& options,
                                           std::vector<StopReport>& stops);
+
+  // Has both include the vDSO, which outlives them.
+  void Include(pagemap::VdsoPages& vdso);
 
   // Takes both off a process that runs on. What cannot be taken off is logged.
   void TakeDown();

@@ -53,6 +53,8 @@ absl::string_view StatusName(MigrationStatus status) {
   return "failed";
 }
 
+std::string RoundReport::ToJson() const { return RoundJson(*this).dump(); }
+
 std::string MigrationReport::ToJson() const {
   nlohmann::ordered_json json = {{"status", std::string(StatusName(status))}, {"message", message}};
   if (downtime.has_value()) json["downtime-ms"] = Milliseconds(*downtime);
@@ -76,6 +78,7 @@ std::string MigrationReport::ToJson() const {
     json["downtime-phases"].push_back({{"phase", name}, {"milliseconds", Milliseconds(duration)}});
   }
   if (restored_pid.has_value()) json["restored-pid"] = *restored_pid;
+  if (!stored_in.empty()) json["stored-in"] = stored_in;
   if (verified) json["pages-verified"] = pages_verified.value();
   if (!blockers.empty()) json["blockers"] = blockers;
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

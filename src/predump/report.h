@@ -42,6 +42,9 @@ struct RoundReport {
   double bytes_per_second = 0;
   base::PageCount remaining;  // dirty as this round began
   std::optional<absl::Duration> expected_downtime;
+
+  // An element of "rounds" below.
+  std::string ToJson() const;
 };
 
 // A time for which the process stood still here and then went on here.
@@ -68,6 +71,7 @@ struct MigrationReport {
   std::vector<RoundReport> rounds;
   std::vector<std::pair<std::string, absl::Duration>> phases;  // of the downtime, in order
   std::optional<pid_t> restored_pid;                           // as the server sees it
+  std::string stored_in;  // the directory of its images, on the server's host; empty: none
   bool verified = false;
   base::PageCount pages_verified;
 

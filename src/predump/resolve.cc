@@ -1,18 +1,25 @@
 #include "src/predump/resolve.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
 #include "src/kernel/process.h"
 #include "src/kernel/process_identity.h"
 #include "src/predump/journal.h"
+#include "src/transport/deadline.h"
 
 namespace predump {
 namespace {
 
 constexpr absl::Duration kSettleTimeout = absl::Seconds(10);
+// A session whose source has just died needs a moment to see that, and to decide. Nothing tells
+// when it has.
+constexpr absl::Duration kUndecidedPatience = absl::Seconds(5);
+constexpr absl::Duration kAskAgain = absl::Milliseconds(200);
 
 class Resolver {
  public:
@@ -61,16 +68,40 @@ class Resolver {
     return End(entry, *process, resolved);
   }
 
+  // As the migration did, where nothing else is said now.
+  ServerCommandOptions CommandFor(const JournalEntry& entry) const {
+    ServerCommandOptions command;
+    command.state_directory = options_.state_directory;
+    if (!entry.remote_predump.empty()) command.remote_predump = entry.remote_predump;
+    if (options_.remote_predump.has_value()) command.remote_predump = *options_.remote_predump;
+    command.remote_options = options_.remote_options.value_or(entry.remote_options);
+    return command;
+  }
+
+  static absl::StatusOr<proto::Fate> AskUntilDecided(const LinkOptions& link,
+                                                     const JournalEntry& entry) {
+    const transport::Deadline patience = transport::Deadline::After(kUndecidedPatience);
+    for (;;) {
+      PREDUMP_ASSIGN_OR_RETURN(proto::Fate fate,
+                               AskFate(link, proto::HostFacts(), entry.session_id,
+                                       {entry.target_boot_id, entry.target_store_id}));
+      if (fate.outcome() != proto::Fate::PENDING || patience.passed()) return fate;
+      absl::SleepFor(std::min(kAskAgain, patience.Remaining()));
+    }
+  }
+
   Verdict Decide(const JournalEntry& entry, const std::string& target) const {
     if (options_.decision.has_value()) return {options_.decision, "as you decided"};
-    const absl::StatusOr<transport::Address> address = transport::Address::Parse(target);
-    if (!address.ok()) return {std::nullopt, std::string(address.status().message())};
-    LinkOptions link;
-    link.address = *address;
-    link.socket = options_.socket;
-    link.connect_timeout = options_.connect_timeout;
-    const absl::StatusOr<proto::Fate> fate = AskFate(link, proto::HostFacts(), entry.session_id,
-                                                     {entry.target_boot_id, entry.target_store_id});
+    const absl::StatusOr<transport::Endpoint> endpoint = transport::Endpoint::Parse(target);
+    if (!endpoint.ok()) return {std::nullopt, std::string(endpoint.status().message())};
+    Cancellation never;
+    absl::StatusOr<LinkOptions> link =
+        LinkOptions::To(*endpoint, options_.socket, CommandFor(entry), never);
+    if (!link.ok()) return {std::nullopt, std::string(link.status().message())};
+    if (endpoint->kind() == transport::Endpoint::Kind::kNative) {
+      link->connect_timeout = options_.connect_timeout;
+    }
+    const absl::StatusOr<proto::Fate> fate = AskUntilDecided(*link, entry);
     if (absl::IsFailedPrecondition(fate.status())) {
       return {std::nullopt, absl::StrCat(fate.status().message(),
                                          "; find out whether the process runs where it was sent "
@@ -83,6 +114,10 @@ class Resolver {
     }
     switch (fate->outcome()) {
       case proto::Fate::RUNNING:
+        if (!fate->stored_in().empty()) {
+          return {PersonsDecision::kEndHere,
+                  absl::StrCat("its images are stored at the target in ", fate->stored_in())};
+        }
         return {PersonsDecision::kEndHere,
                 absl::StrCat("it runs at the target as process ", fate->restored_pid())};
       case proto::Fate::DESTROYED:

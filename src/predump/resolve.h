@@ -18,11 +18,13 @@ enum class PersonsDecision {
 
 struct ResolveOptions {
   std::string state_directory = "/run/predump";
-  std::optional<pid_t> pid;                 // only this one; otherwise all
-  std::optional<std::string> to;            // ask this address instead of the journal's
+  std::optional<pid_t> pid;                   // only this one; otherwise all
+  std::optional<std::string> to;              // ask this endpoint instead of the journal's
+  std::optional<std::string> remote_predump;  // as ServerCommandOptions; else the journal's
+  std::optional<std::string> remote_options;
   std::optional<PersonsDecision> decision;  // instead of asking the target
   transport::SocketOptions socket;
-  absl::Duration connect_timeout = absl::Seconds(10);
+  absl::Duration connect_timeout = absl::Seconds(10);  // of a server that is there already
 };
 
 struct ResolvedProcess {

@@ -12,16 +12,20 @@
 #include "src/base/clock.h"
 #include "src/base/errors.h"
 #include "src/kernel/freezer.h"
-#include "src/transport/socket.h"
+#include "src/predump/round_requests.h"
+#include "src/transport/deadline.h"
 
 namespace predump {
 namespace {
 
 // No round takes this long to be acknowledged once its bytes are out; a landing that is silent for
-// so long is not coming back.
+// so long is not coming back. A store waits for its disk, which others may keep busy; a host that
+// is gone the connection itself notices.
 constexpr absl::Duration kAcknowledgeTimeout = absl::Seconds(60);
+constexpr absl::Duration kStoredTimeout = absl::Minutes(15);
 
 struct Scanned {
+  pagemap::VmaList vmas;
   pagemap::DirtySet dirty;
   absl::Duration scan;
   absl::Duration frozen;
@@ -44,21 +48,19 @@ absl::StatusOr<Scanned> Scan(Engine& engine, int round) {
         kernel::FrozenProcess frozen,
         kernel::FrozenProcess::Freeze(engine.process, engine.options.freeze_timeout));
     stopped_since = frozen.stopped_since();
-    PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.ReadFrozen());
-    PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
+    PREDUMP_ASSIGN_OR_RETURN(scanned.vmas, engine.layout.ReadFrozen());
+    PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(scanned.vmas));
     PREDUMP_RETURN_IF_ERROR(std::move(frozen).Thaw());
     scanned.frozen = stopped_since.Elapsed();
     scanned.scan = watch.Elapsed();
     std::move(note_stop).Cancel();
     engine.report.stops.push_back({absl::StrCat("round ", round), scanned.frozen});
-    PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
     return scanned;
   }
   const base::Stopwatch watch;
-  PREDUMP_ASSIGN_OR_RETURN(const pagemap::VmaList vmas, engine.layout.Read());
-  PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(vmas));
+  PREDUMP_ASSIGN_OR_RETURN(scanned.vmas, engine.layout.Read());
+  PREDUMP_ASSIGN_OR_RETURN(scanned.dirty, engine.tracker.ScanAndReset(scanned.vmas));
   scanned.scan = watch.Elapsed();
-  PREDUMP_RETURN_IF_ERROR(engine.sender.SendLayout(vmas));
   return scanned;
 }
 
@@ -66,7 +68,10 @@ absl::StatusOr<Scanned> Scan(Engine& engine, int round) {
 
 class RoundLoop::Impl {
  public:
-  explicit Impl(Engine& engine) : engine_(engine) {}
+  explicit Impl(Engine& engine) : engine_(engine) {
+    const std::optional<int> from = engine.options.round_requests;
+    if (from.has_value()) requests_.emplace(*from, engine.options.leave_running);
+  }
 
   absl::StatusOr<RoundsResult> Run() {
     for (;;) {
@@ -77,30 +82,51 @@ class RoundLoop::Impl {
       Decision decision = Decide(history_, limits, total_.Elapsed(), hold.empty(), hold);
       Report(decision);
       if (engine_.cancellation.requested()) return absl::CancelledError("");
+      if (requests_.has_value()) PREDUMP_RETURN_IF_ERROR(AskForNext(hold, decision));
       if (decision.next != NextStep::kAnotherRound) {
         return RoundsResult{std::move(decision), history_.size()};
       }
       // Held back by children alone: another round makes sense once they have ended.
-      if (!hold.empty() &&
-          Decide(history_, limits, total_.Elapsed(), true, "").next == NextStep::kFreeze) {
+      if (!hold.empty() && WouldFreeze()) {
         const absl::Duration patience =
             std::min(engine_.options.freeze_timeout, limits.timeout - total_.Elapsed());
-        PREDUMP_RETURN_IF_ERROR(
-            engine_.watch.WaitForNoChildren(patience, engine_.link.control().fd()));
+        PREDUMP_RETURN_IF_ERROR(engine_.watch.WaitForNoChildren(patience, engine_.wake_fd));
       }
     }
   }
 
   bool MayGoOn() const {
     const PolicyLimits& limits = engine_.options.policy;
-    return static_cast<int>(history_.size()) < MostRounds(limits) &&
+    return history_.size() < rounds_asked_for_ + static_cast<size_t>(MostRounds(limits)) &&
            total_.Elapsed() < limits.timeout;
   }
 
  private:
+  // Somebody else decides instead of the policy.
+  absl::Status AskForNext(const std::string& hold, Decision& decision) {
+    if (!requests_->freeze_asked()) rounds_asked_for_ = history_.size();
+    PREDUMP_ASSIGN_OR_RETURN(decision.next, requests_->Next(engine_.cancellation, engine_.process));
+    decision.reason = decision.next == NextStep::kCancel
+                          ? "standard input ended, and nobody had asked to freeze"
+                          : "as was asked for on standard input";
+    if (decision.next == NextStep::kFreeze && !hold.empty()) {
+      decision.next = MayGoOn() ? NextStep::kAnotherRound : NextStep::kCancel;
+      decision.reason = hold;
+    }
+    return absl::OkStatus();
+  }
+
+  // If only it had no children.
+  bool WouldFreeze() const {
+    if (requests_.has_value()) return requests_->freeze_asked();
+    return Decide(history_, engine_.options.policy, total_.Elapsed(), true, "").next ==
+           NextStep::kFreeze;
+  }
+
   absl::Status OneRound() {
     current_ = RoundReport();
     current_.number = static_cast<int>(history_.size());
+    PREDUMP_RETURN_IF_ERROR(engine_.sink.AwaitReady());
     const int64_t scan_started_ns = base::MonotonicNanoseconds();
     PREDUMP_ASSIGN_OR_RETURN(const Scanned scanned, Scan(engine_, current_.number));
     for (const pagemap::FullResend& resend : engine_.tracker.full_resends()) {
@@ -121,27 +147,28 @@ class RoundLoop::Impl {
       current_.dirty_pages_per_second = static_cast<double>(current_.remaining.value()) / seconds;
     }
 
-    const base::ByteCount sent_before = engine_.link.data().bytes_sent();
+    const base::ByteCount sent_before = engine_.sink.bytes_sent();
     const base::Stopwatch send;
-    const base::PageCount dirty_pages = current_.remaining;
     PREDUMP_ASSIGN_OR_RETURN(
-        record.pages, engine_.sender.SendDirty(scanned.dirty, [&](base::PageCount sent) {
-          RoundReport so_far = current_;
-          so_far.pages = sent;
-          so_far.remaining = dirty_pages - sent;
-          so_far.bytes_per_second = static_cast<double>(base::ToBytes(sent).value()) /
-                                    std::max(absl::ToDoubleSeconds(send.Elapsed()), 1e-6);
-          so_far.expected_downtime = expected_;
-          engine_.observer.OnProgress(so_far);
-        }));
+        record.pages,
+        engine_.sender.Send(
+            scanned.vmas, scanned.dirty, [&](base::PageCount sent, base::PageCount left) {
+              RoundReport so_far = current_;
+              so_far.pages = sent;
+              so_far.remaining = left;
+              so_far.bytes_per_second = static_cast<double>(base::ToBytes(sent).value()) /
+                                        std::max(absl::ToDoubleSeconds(send.Elapsed()), 1e-6);
+              so_far.expected_downtime = expected_;
+              engine_.observer.OnProgress(so_far);
+            }));
     const uint64_t round = static_cast<uint64_t>(current_.number);
-    PREDUMP_RETURN_IF_ERROR(engine_.link.data().EndRound(round));
-    PREDUMP_RETURN_IF_ERROR(engine_.link.data().ReadAcknowledge(
-        round, transport::Deadline::After(kAcknowledgeTimeout)));
+    PREDUMP_RETURN_IF_ERROR(engine_.sink.EndRound(
+        round,
+        transport::Deadline::After(engine_.stores_images ? kStoredTimeout : kAcknowledgeTimeout)));
     record.send = send.Elapsed();
     record.owed = engine_.tracker.owed();
-    record.round_trip = transport::RoundTrip(engine_.link.control().fd());
-    record.bytes = engine_.link.data().bytes_sent() - sent_before;
+    record.round_trip = engine_.sink.round_trip();
+    record.bytes = engine_.sink.bytes_sent() - sent_before;
     history_.push_back(record);
     return absl::OkStatus();
   }
@@ -177,6 +204,8 @@ class RoundLoop::Impl {
   Engine& engine_;
   const base::Stopwatch total_;
   std::vector<RoundRecord> history_;
+  std::optional<RoundRequests> requests_;
+  size_t rounds_asked_for_ = 0;  // one by one, by those
   RoundReport current_;
   std::optional<absl::Duration> expected_;
   int64_t last_scan_ns_ = 0;

@@ -13,16 +13,25 @@
 #include "absl/time/time.h"
 #include "proto/session.pb.h"
 #include "src/predump/cancellation.h"
-#include "src/transport/address.h"
+#include "src/predump/server_command.h"
+#include "src/transport/connector.h"
 #include "src/transport/control_channel.h"
 #include "src/transport/data_writer.h"
+#include "src/transport/endpoint.h"
 #include "src/transport/socket.h"
 
 namespace predump {
 
 struct LinkOptions {
-  transport::Address address;
-  transport::SocketOptions socket;
+  // The way to `endpoint`, which is not tried yet, and the usual patience. `cancellation` ends
+  // the waiting for a server that has to be started; it must live as long as copies of this.
+  static absl::StatusOr<LinkOptions> To(const transport::Endpoint& endpoint,
+                                        const transport::SocketOptions& socket,
+                                        const ServerCommandOptions& command,
+                                        Cancellation& cancellation);
+
+  transport::Endpoint endpoint;  // for people; `connect` leads there
+  transport::Connector connect;
   absl::Duration connect_timeout = absl::Seconds(10);
   absl::Duration reply_timeout = absl::Seconds(30);  // of everything but Ready and Running
 };
@@ -40,6 +49,7 @@ class TargetLink {
                                             const proto::HostFacts& facts,
                                             Cancellation& cancellation);
 
+  const LinkOptions& options() const { return options_; }
   const proto::ServerHello& server() const { return server_; }
   transport::ControlChannel& control() { return control_; }
   // Precondition: OpenData succeeded.
@@ -51,6 +61,10 @@ class TargetLink {
 
   // Opens the data connection of an accepted session.
   absl::Status OpenData(const std::string& token);
+
+  // What the server says of `failure`, which the data connection met: it has the words, that
+  // connection a number at most. `failure` where it says nothing for a moment.
+  absl::Status Explain(const absl::Status& failure);
 
   // A few pings; host clocks outside any time namespace.
   absl::StatusOr<ClockOffsets> MeasureClocks();

@@ -9,7 +9,9 @@ import unittest
 PREDUMP, PAGE = sys.argv[1:3]
 COMMON = "OPTIONS OF EVERY COMMAND"
 SECTIONS = {"": "OPTIONS OF A MIGRATION", "page-server": "OPTIONS OF page-server",
-            "check": "OPTIONS OF check", "core": "OPTIONS OF core", "resolve": "OPTIONS OF resolve"}
+            "check": "OPTIONS OF check", "core": "OPTIONS OF core", "resolve": "OPTIONS OF resolve",
+            "restore": "OPTIONS OF restore",
+            "show": "OPTIONS OF show"}
 OPTION = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 
 
@@ -52,7 +54,7 @@ class ManPage(unittest.TestCase):
             with self.subTest(command=command or "a migration"):
                 helped = options_of_help(command)
                 self.assertIn(frozenset(("-h", "--help")), helped)
-                self.assertGreater(len(page[section]), 3, f"section {section} was not understood")
+                self.assertGreater(len(page[section]), 2, f"section {section} was not understood")
                 self.assertEqual(page[section] - helped, set(), "in the page only")
                 self.assertEqual(helped - page[section] - page[COMMON], set(), "in --help only")
 

@@ -41,6 +41,22 @@ TEST(ValuesTest, ATimeoutNamesItsOutcomeOrCancels) {
   }
 }
 
+TEST(ValuesTest, AProcessIdIsADecimalNumber) {
+  for (const char* text : {"1", "4711", "4194304"}) EXPECT_TRUE(IsProcessId(text)) << text;
+  for (const char* text : {"", "0", "-5", "010", "0x10", " 7", "7 ", "+7", "1e3", "99999999999"}) {
+    EXPECT_FALSE(IsProcessId(text)) << text;
+  }
+}
+
+TEST(ValuesTest, WhatCommandsATerminalIsSpelledOut) {
+  EXPECT_EQ(Printable("/srv/größe 'a\\b'"), "/srv/größe 'a\\b'");
+  EXPECT_EQ(Printable("a\x1b[31m\n\x7f"), "a\\x1b[31m\\x0a\\x7f");
+  EXPECT_EQ(Printable("\xc2\x9b"
+                      "31m"),
+            "\xc2\\x9b"
+            "31m");
+}
+
 TEST(ValuesTest, BytesAreWrittenWithTheirUnit) {
   EXPECT_EQ(FormatBytes(12), "12 B");
   EXPECT_EQ(FormatBytes(832 * 1024), "832.0 KiB");

@@ -53,9 +53,12 @@ class NumberedPages final : public pagemap::PageSource {
     }
     return result;
   }
-  absl::Status PushTo(int out_fd) override {
-    const std::vector<std::byte> bytes = std::exchange(bytes_, {});
-    return pagemap::WriteCopying(out_fd, bytes);
+  base::ByteCount held() const override { return base::ByteCount(bytes_.size()); }
+  absl::Status Push(int out_fd, base::ByteCount bytes) override {
+    const std::vector<std::byte> held = std::exchange(bytes_, {});
+    const std::span<const std::byte> all(held);
+    bytes_.assign(held.begin() + static_cast<ptrdiff_t>(bytes.value()), held.end());
+    return pagemap::WriteCopying(out_fd, all.first(bytes.value()));
   }
   absl::Status Finish() override { return absl::OkStatus(); }
 

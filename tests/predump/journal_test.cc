@@ -34,6 +34,8 @@ class JournalTest : public ::testing::Test {
     entry.process = {4711, 123456789, "b", 4026531836};
     entry.command = "odd \xff \"name\"";
     entry.target = "[::1]:7000";
+    entry.remote_predump = "sudo -n predump";
+    entry.remote_options = "--new-pidns";
     entry.target_boot_id = "t";
     entry.engine = {99, 7, "b", 4026531836};
     return entry;
@@ -60,6 +62,8 @@ TEST_F(JournalTest, WhatIsCommittedIsListedUntilRemoved) {
   EXPECT_EQ(entries->entries.front().engine.pid, 99);
   EXPECT_EQ(entries->entries.front().engine.pid_namespace, 4026531836u);
   EXPECT_EQ(entries->entries.front().target, "[::1]:7000");
+  EXPECT_EQ(entries->entries.front().remote_predump, "sudo -n predump");
+  EXPECT_EQ(entries->entries.front().remote_options, "--new-pidns");
   EXPECT_EQ(entries->entries.front().target_boot_id, "t");
   ASSERT_TRUE(journal->Remove(Entry()).ok());
   entries = journal->List();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "src/predump/native_sink.h"
 #include "src/transport/data_format.h"
 
 namespace predump {
@@ -58,13 +59,15 @@ class FakeSource : public pagemap::PageSource {
     return result;
   }
 
-  absl::Status PushTo(int out_fd) override {
+  base::ByteCount held() const override { return base::ByteCount(held_.size()); }
+  absl::Status Push(int out_fd, base::ByteCount bytes) override {
     size_t done = 0;
-    while (done < held_.size()) {
-      const ssize_t n = ::send(out_fd, held_.data() + done, held_.size() - done, MSG_NOSIGNAL);
+    while (done < bytes.value()) {
+      const ssize_t n = ::send(out_fd, held_.data() + done, bytes.value() - done, MSG_NOSIGNAL);
       if (n <= 0) return absl::UnavailableError("the reader is gone");
       done += static_cast<size_t>(n);
     }
+    held_.erase(0, done);
     return absl::OkStatus();
   }
 
@@ -143,9 +146,15 @@ class PageSenderTest : public ::testing::Test {
   absl::StatusOr<PageCount> Send(const pagemap::DirtySet& dirty,
                                  base::ByteCount bytes_per_second = base::ByteCount(0)) {
     transport::BandwidthLimiter limiter(bytes_per_second);
-    PageSender sender(*writer_, source_, limiter);
+    NativeSink sink(*writer_, /*control_fd=*/-1);
+    PageSender sender(sink, source_, limiter);
+    const uint64_t all = dirty.pages.pages().value();
     absl::StatusOr<PageCount> sent =
-        sender.SendDirty(dirty, [this](PageCount pages) { progress_.push_back(pages.value()); });
+        sender.Send(pagemap::VmaList(), dirty, [&](PageCount pages, PageCount left) {
+          progress_.push_back(pages.value());
+          EXPECT_LE(pages.value() + left.value(), all);
+          left_ = left.value();
+        });
     if (sent.ok()) {
       EXPECT_TRUE(writer_->EndRound(0).ok());
     }
@@ -169,6 +178,7 @@ class PageSenderTest : public ::testing::Test {
   std::unique_ptr<Reader> reader_;
   std::optional<transport::DataWriter> writer_;
   std::vector<uint64_t> progress_;
+  uint64_t left_ = 0;
 };
 
 TEST_F(PageSenderTest, EveryPageArrivesOnceHoweverExtentsAndFetchesAreCut) {
@@ -190,6 +200,7 @@ TEST_F(PageSenderTest, EveryPageArrivesOnceHoweverExtentsAndFetchesAreCut) {
     EXPECT_EQ(*sent, expected.pages());
     ASSERT_FALSE(progress_.empty());
     EXPECT_EQ(progress_.back(), expected.pages().value());
+    EXPECT_EQ(left_, 0u);
   }
 }
 
