@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -58,8 +59,9 @@ long RawClone3(clone_args& args) { return ::syscall(SYS_clone3, &args, sizeof(ar
   ::_exit(1);
 }
 
-void ExecuteImage(const ChildPlan& plan, const char* name) {
-  char* const arguments[] = {const_cast<char*>(name), nullptr};
+// `argument` may be null.
+void ExecuteImage(const ChildPlan& plan, const char* name, const char* argument) {
+  char* const arguments[] = {const_cast<char*>(name), const_cast<char*>(argument), nullptr};
   char* const environment[] = {nullptr};
   ::syscall(SYS_execveat, plan.image_fd, "", arguments, environment, AT_EMPTY_PATH);
 }
@@ -117,7 +119,7 @@ void ShedInheritance() {
   if (::syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */) < 0) {
     SendReportAndExit(plan, Stage::kPlaceFds);
   }
-  ExecuteImage(plan, "predump-landing");
+  ExecuteImage(plan, "predump-landing", nullptr);
   SendReportAndExit(plan, Stage::kExec);
 }
 
@@ -151,12 +153,19 @@ void EnterTimeNamespace(const ChildPlan& plan) {
 
   (void)!::chdir("/");
   ::syscall(SYS_close_range, 0u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
-  ExecuteImage(plan, "predump-reaper");
+  char number[24] = {};
+  std::to_chars(number, number + sizeof number - 1, child);
+  ExecuteImage(plan, "predump-reaper", number);
   // Without the image we still are what the landing needs: somebody who waits.
   ::syscall(SYS_close_range, 0u, ~0u, 0u);
-  while (::waitpid(-1, nullptr, __WALL) > 0 || errno == EINTR) {
+  int code = 0;
+  for (;;) {
+    int status = 0;
+    const pid_t ended = ::waitpid(-1, &status, __WALL);
+    if (ended < 0 && errno != EINTR) break;
+    if (ended == child) code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
-  ::_exit(0);
+  ::_exit(code);
 }
 
 absl::StatusOr<base::UniqueFd> CreateImage() {
@@ -186,7 +195,7 @@ absl::Status Explain(const Report& report, const BirthOptions& options) {
     case Stage::kClone:
       if (error == EEXIST) {
         return absl::AlreadyExistsError(
-            absl::StrCat("pid ", options.pid, " is taken on the target"));
+            absl::StrCat("pid ", options.pid, " is taken on this host"));
       }
       return base::ErrnoError(error, "clone3 with pid ", options.pid);
     case Stage::kPlaceFds:
@@ -197,8 +206,8 @@ absl::Status Explain(const Report& report, const BirthOptions& options) {
   return absl::InternalError("unknown stage of the landing's birth");
 }
 
-// One report; `sender` gets the pid of who sent it, in our pid namespace.
-absl::StatusOr<Report> ReceiveReport(int socket, pid_t* sender) {
+// One report; `sender` gets the pid of who sent it, in our pid namespace. `flags` are recvmsg(2)'s.
+absl::StatusOr<Report> ReceiveReport(int socket, int flags, pid_t* sender) {
   Report report;
   iovec vector = {&report, sizeof(report)};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))];
@@ -209,7 +218,7 @@ absl::StatusOr<Report> ReceiveReport(int socket, pid_t* sender) {
   message.msg_controllen = sizeof(control);
   ssize_t got;
   do {
-    got = ::recvmsg(socket, &message, 0);
+    got = ::recvmsg(socket, &message, flags);
   } while (got < 0 && errno == EINTR);
   if (got < 0) return base::ErrnoError(errno, "wait for the landing to be born");
   if (got != sizeof(report)) return absl::AbortedError("the landing died while it was being born");
@@ -234,8 +243,9 @@ absl::StatusOr<kernel::Tracee> SeizeAndExecute(int socket, pid_t pid, const Birt
     }
     auto event = landing.WaitForStop(kBirthTimeout);
     if (!event.ok()) {
+      // Where it has ended by itself, it has said why.
       pid_t sender = 0;
-      auto report = ReceiveReport(socket, &sender);
+      auto report = ReceiveReport(socket, MSG_DONTWAIT, &sender);
       if (report.ok()) PREDUMP_RETURN_IF_ERROR(Explain(*report, options));
       return event.status();
     }
@@ -252,8 +262,11 @@ absl::StatusOr<kernel::Tracee> SeizeAndExecute(int socket, pid_t pid, const Birt
   };
   absl::Status executed = execute();
   if (!executed.ok()) {
-    // Not reaped yet, so the number is still its own; the detachment that follows frees nothing.
+    // Not reaped yet, so the number is still its own. A tracee is its tracer's to collect first:
+    // its parent, which is waited for next, would wait for ever.
     ::kill(pid, SIGKILL);
+    while (landing.WaitForStop(std::nullopt).ok()) {
+    }
     return executed;
   }
   return landing;
@@ -331,14 +344,16 @@ absl::StatusOr<Newborn> GiveBirth(const BirthOptions& options) {
 
   const auto finish = [&]() -> absl::StatusOr<kernel::Tracee> {
     pid_t landing = 0;
-    PREDUMP_ASSIGN_OR_RETURN(const Report report, ReceiveReport(ours.get(), &landing));
+    PREDUMP_ASSIGN_OR_RETURN(const Report report, ReceiveReport(ours.get(), 0, &landing));
     PREDUMP_RETURN_IF_ERROR(Explain(report, options));
     return SeizeAndExecute(ours.get(), landing, options);
   };
   auto landing = finish();
   if (!landing.ok()) {
-    // Closing our end ends the landing where it still waits, and with it the reaper.
+    // Closing our end ends the landing where it still waits. The reaper need not wait for it: what
+    // has become stuck, in a frozen cgroup for one, shall not hold us up.
     (void)ours.Close();
+    ::kill(reaper, SIGKILL);
     ::waitpid(reaper, nullptr, 0);
     return landing.status();
   }

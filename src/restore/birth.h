@@ -6,7 +6,7 @@
 // I1: until S has seized L, L waits on a socket whose other end only S holds: should S die, L sees
 //     its end and exits. From the seizing on, PTRACE_O_EXITKILL does the same.
 // I2: R holds nothing of S: it executes the landing image in its reaper mode, and exits when the
-//     last of its children is gone.
+//     last of its children is gone, with L's exit code, or 128 and the signal that ended L.
 #ifndef PREDUMP_RESTORE_BIRTH_H_
 #define PREDUMP_RESTORE_BIRTH_H_
 

@@ -100,7 +100,7 @@ void Builder::EndPhase(const char* name) {
 
 absl::Status Builder::Build() {
   const kernel::CpuFollower follower(process_.handle);
-  PREDUMP_RETURN_IF_ERROR(images::ValidateState(state_, images::StateKind::kFull, {}));
+  PREDUMP_RETURN_IF_ERROR(images::ValidateState(state_, images::StateKind::kStored, {}));
   if (static_cast<pid_t>(state_.pid()) != process_.inner_pid) {
     return absl::InvalidArgumentError(absl::StrCat("the state is of process ", state_.pid(),
                                                    ", the landing is ", process_.inner_pid));

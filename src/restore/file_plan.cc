@@ -213,22 +213,37 @@ void FilePlan::AddTimerfd(const criu::file_entry& file) {
   itimerspec value = {};
   value.it_interval = {static_cast<time_t>(timer.isec()), static_cast<long>(timer.insec())};
   const proto::FileExtra* extra = files_.FindExtra(file.id());
-  const int64_t remaining = ToNanoseconds(timer.vsec(), timer.vnsec());
+  const int64_t interval = ToNanoseconds(timer.isec(), timer.insec());
+  int64_t remaining = ToNanoseconds(timer.vsec(), timer.vnsec());
+  uint64_t ticks = timer.ticks();
+  // Of a periodic one that has expired and was not read, /proc and so CRIU tell no time left.
+  if (remaining == 0 && ticks != 0) remaining = interval;
   if (remaining != 0) {
     const bool absolute = (timer.settime_flags() & TFD_TIMER_ABSTIME) != 0 && extra != nullptr &&
                           extra->has_timerfd_clock_ns();
     // An absolute timer keeps its date on its clock; a relative one its distance.
-    value.it_value = absolute ? ToTimespec(extra->timerfd_clock_ns() + remaining)
-                              : ToTimespec(RemainingAfter(remaining, elapsed_ns_));
+    if (absolute) {
+      // What a peer says: a date beyond all clocks is one that never comes.
+      if (__builtin_add_overflow(remaining, extra->timerfd_clock_ns(), &remaining)) {
+        remaining = INT64_MAX;
+      }
+    } else if (interval != 0) {
+      const auto after = PeriodicRemainingAfter(remaining, interval, elapsed_ns_);
+      remaining = after.remaining_ns;
+      ticks += after.expirations;
+    } else {
+      remaining = RemainingAfter(remaining, elapsed_ns_);
+    }
+    value.it_value = ToTimespec(remaining);
     int flags = static_cast<int>(timer.settime_flags());
     if (!absolute) flags &= ~TFD_TIMER_ABSTIME;
     plan_.Call(SYS_timerfd_settime, {fd, flags, plan_.Struct(value), 0},
                absl::StrCat("arm the ", name));
   }
-  if (timer.ticks() != 0) {
+  if (ticks != 0) {
     // linux/timerfd.h, with CONFIG_CHECKPOINT_RESTORE.
     constexpr uint64_t kSetTicks = _IOW('T', 0, uint64_t);
-    plan_.Call(SYS_ioctl, {fd, kSetTicks, plan_.Struct(timer.ticks())},
+    plan_.Call(SYS_ioctl, {fd, kSetTicks, plan_.Struct(ticks)},
                absl::StrCat("expirations of the ", name));
   }
   SetStatusFlags(fd, timer.flags() & ~uint32_t{O_NONBLOCK}, file);

@@ -37,8 +37,8 @@ absl::Status CheckOomScore(const criu::task_core_entry& task, Blockers& blockers
                            }));
   if (error != 0) {
     AddBlocker(blockers, "attribute oom_score_adj",
-               absl::StrCat(text, " cannot be given on the target: ", ::strerror(error)),
-               "start the page server with that value, or with CAP_SYS_RESOURCE");
+               absl::StrCat(text, " cannot be given on this host: ", ::strerror(error)),
+               "start predump with that value, or with CAP_SYS_RESOURCE");
   }
   return absl::OkStatus();
 }
@@ -70,7 +70,7 @@ absl::Status CheckAffinity(const proto::ProcessState& preview, Blockers& blocker
     if (error == 0) continue;
     AddBlocker(blockers, absl::StrCat("thread ", thread.tid()),
                absl::StrCat("is confined to the processors ", CpuList(mask),
-                            ", which the page server has not all on the target"),
+                            ", not all of which predump may use on this host"),
                "let it run on others as well (taskset -ap)");
   }
   return absl::OkStatus();
@@ -84,8 +84,8 @@ void CheckNumbers(const proto::Begin& begin, Blockers& blockers) {
   const uint32_t highest = *ids.rbegin();
   if (highest < limit) return;
   AddBlocker(blockers, absl::StrCat("pid ", highest),
-             absl::StrCat("is not below the target's kernel.pid_max (", limit, ")"),
-             "raise kernel.pid_max there, or use a page server with --new-pidns");
+             absl::StrCat("is not below kernel.pid_max (", limit, ")"),
+             "raise it on this host, or give it a pid namespace of its own (--new-pidns)");
 }
 
 absl::Status CheckPipes(const proto::ProcessState& preview, Blockers& blockers) {
@@ -99,8 +99,8 @@ absl::Status CheckPipes(const proto::ProcessState& preview, Blockers& blockers) 
   if (::fcntl(reader.get(), F_SETPIPE_SZ, largest) < 0) {
     AddBlocker(blockers, "pipe",
                absl::StrCat("its capacity of ", largest,
-                            " bytes cannot be had on the target: ", ::strerror(errno)),
-               "raise fs.pipe-max-size there");
+                            " bytes cannot be had on this host: ", ::strerror(errno)),
+               "raise fs.pipe-max-size on this host");
   }
   return absl::OkStatus();
 }
@@ -132,7 +132,7 @@ void CheckWriting(const proto::ProcessState& preview, Blockers& blockers) {
         ::open(path.c_str(), access | (flags & ~O_ACCMODE) | O_CLOEXEC | O_NONBLOCK));
     if (file.valid()) continue;
     AddBlocker(blockers, absl::StrCat("file ", path),
-               absl::StrCat("cannot be opened for writing on the target: ", ::strerror(errno)));
+               absl::StrCat("cannot be opened for writing on this host: ", ::strerror(errno)));
   }
 }
 

@@ -22,7 +22,7 @@
 namespace predump::restore::internal {
 namespace {
 
-constexpr char kServer[] = "page server";
+constexpr char kServer[] = "predump";
 constexpr int kGetMdwe = 66;           // PR_GET_MDWE, Linux 6.3
 constexpr int kMdweNoInherit = 2;      // PR_MDWE_NO_INHERIT
 constexpr int kThpExceptAdvised = 2;   // PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18
@@ -106,12 +106,11 @@ absl::Status CheckLoginUid(const kernel::ProcessHandle& self, const criu::task_c
   PREDUMP_ASSIGN_OR_RETURN(const int error, TryInChild([&] { return WriteLoginUid(wanted); }));
   if (error == 0) return absl::OkStatus();
   const auto name = [](uint32_t uid) { return uid == kNoLoginUid ? "none" : absl::StrCat(uid); };
-  AddBlocker(blockers, "attribute login uid",
-             absl::StrCat(name(task.loginuid()),
-                          " cannot be given on the target, where the page "
-                          "server's is ",
-                          ours.ok() ? name(*ours) : "unknown", ": ", ::strerror(error)),
-             "start the page server as a service, or with CAP_AUDIT_CONTROL");
+  AddBlocker(
+      blockers, "attribute login uid",
+      absl::StrCat(name(task.loginuid()), " cannot be given on this host, where predump's own is ",
+                   ours.ok() ? name(*ours) : "unknown", ": ", ::strerror(error)),
+      "start predump as a service, or with CAP_AUDIT_CONTROL");
   return absl::OkStatus();
 }
 

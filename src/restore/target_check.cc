@@ -76,24 +76,24 @@ void CheckRegular(const criu::reg_file_entry& file, Blockers& blockers) {
   const std::string what = absl::StrCat("file ", file.name());
   struct stat info;
   if (::stat(file.name().c_str(), &info) != 0) {
-    AddBlocker(blockers, what, absl::StrCat("not on the target: ", ::strerror(errno)),
+    AddBlocker(blockers, what, absl::StrCat("not on this host: ", ::strerror(errno)),
                "provide the same file at the same path");
     return;
   }
   if (file.has_mode() && ((file.mode() ^ info.st_mode) & S_IFMT) != 0) {
-    AddBlocker(blockers, what, "is of another kind on the target");
+    AddBlocker(blockers, what, "is of another kind on this host");
     return;
   }
   if (file.has_mode() && ((file.mode() ^ info.st_mode) & 07777) != 0) {
     AddBlocker(blockers, what,
-               absl::StrFormat("has mode %04o on the target, %04o at the source",
+               absl::StrFormat("has mode %04o on this host, %04o at the source",
                                info.st_mode & 07777, file.mode() & 07777));
   }
   if (!S_ISREG(info.st_mode)) return;
   if (file.has_size() && file.size() != static_cast<uint64_t>(info.st_size)) {
     AddBlocker(
         blockers, what,
-        absl::StrCat("has ", info.st_size, " bytes on the target, ", file.size(), " at the source"),
+        absl::StrCat("has ", info.st_size, " bytes on this host, ", file.size(), " at the source"),
         "copy the file, or share it between the hosts");
     return;
   }
@@ -104,7 +104,7 @@ void CheckRegular(const criu::reg_file_entry& file, Blockers& blockers) {
   std::string have = fd.valid() ? BuildId(fd.get()) : "";
   have.resize((have.size() + 3) & ~size_t{3});  // words
   if (have != wanted) {
-    AddBlocker(blockers, what, "is another build on the target (build-id differs)",
+    AddBlocker(blockers, what, "is another build on this host (build-id differs)",
                "install the same version of the program and its libraries");
   }
 }
@@ -112,8 +112,7 @@ void CheckRegular(const criu::reg_file_entry& file, Blockers& blockers) {
 void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blockers& blockers) {
   if (options.new_pid_namespace) {
     if (begin.pid() == 1) {
-      AddBlocker(blockers, "pid 1",
-                 "is the init of the namespace the target makes for the process");
+      AddBlocker(blockers, "pid 1", "is the init of the namespace that is made for the process");
     }
     return;
   }
@@ -124,8 +123,8 @@ void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blo
     const pid_t pid = static_cast<pid_t>(id);
     const bool task = ::access(absl::StrCat("/proc/", id, "/stat").c_str(), F_OK) == 0;
     if (task || ::getsid(pid) >= 0 || (::kill(-pid, 0) == 0 || errno == EPERM)) {
-      AddBlocker(blockers, absl::StrCat("pid ", id), "is taken on the target",
-                 "use a page server with --new-pidns");
+      AddBlocker(blockers, absl::StrCat("pid ", id), "is taken on this host",
+                 "give it a pid namespace of its own (--new-pidns)");
     }
   }
 }
@@ -138,7 +137,7 @@ void CheckOptions(int probe, const criu::sk_opts_entry& options, const proto::Fi
                                       static_cast<socklen_t>(device.size() + 1)) != 0) {
     AddBlocker(
         blockers, what,
-        absl::StrCat("is bound to the interface ", device, ", on the target: ", ::strerror(errno)));
+        absl::StrCat("is bound to the interface ", device, ", on this host: ", ::strerror(errno)));
   }
   if (extra == nullptr) return;
   for (const auto& option : extra->socket_options()) {
@@ -146,7 +145,7 @@ void CheckOptions(int probe, const criu::sk_opts_entry& options, const proto::Fi
                      static_cast<socklen_t>(option.value().size())) != 0) {
       AddBlocker(blockers, what,
                  absl::StrCat("option ", option.level(), "/", option.name(),
-                              " cannot be set on the target: ", ::strerror(errno)));
+                              " cannot be set on this host: ", ::strerror(errno)));
     }
   }
 }
@@ -161,7 +160,7 @@ void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
   const std::string what = absl::StrCat(socket.type() == SOCK_STREAM ? "TCP " : "UDP ",
                                         internal::InetAddressText(socket));
   if (!probe.valid()) {
-    AddBlocker(blockers, what, absl::StrCat("no such sockets on the target: ", ::strerror(errno)));
+    AddBlocker(blockers, what, absl::StrCat("no such sockets on this host: ", ::strerror(errno)));
     return;
   }
   const auto set = [&](int level, int option, int value) {
@@ -179,7 +178,7 @@ void CheckInet(const criu::inet_sk_entry& socket, const proto::FileExtra* extra,
   // With SO_REUSEADDR only listen(2) tells that somebody listens there already.
   const bool listens = socket.state() != images::kSocketListening || ::listen(probe.get(), 1) == 0;
   if (!bound || !listens) {
-    AddBlocker(blockers, what, absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
+    AddBlocker(blockers, what, absl::StrCat("cannot be bound on this host: ", ::strerror(errno)));
   }
 }
 
@@ -192,8 +191,7 @@ void CheckUnix(const criu::unix_sk_entry& socket, Blockers& blockers) {
     const std::string address = internal::UnixAddress(socket.name());
     if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
                static_cast<socklen_t>(address.size())) != 0) {
-      AddBlocker(blockers, what,
-                 absl::StrCat("cannot be bound on the target: ", ::strerror(errno)));
+      AddBlocker(blockers, what, absl::StrCat("cannot be bound on this host: ", ::strerror(errno)));
     }
     return;
   }
@@ -201,11 +199,10 @@ void CheckUnix(const criu::unix_sk_entry& socket, Blockers& blockers) {
   const std::string directory = path.substr(0, std::max<size_t>(path.rfind('/'), 1));
   struct stat info;
   if (::lstat(path.c_str(), &info) == 0) {
-    if (!internal::IsStaleSocket(path)) AddBlocker(blockers, what, "exists on the target");
+    if (!internal::IsStaleSocket(path)) AddBlocker(blockers, what, "exists on this host");
   } else if (::access(directory.c_str(), W_OK | X_OK) != 0) {
-    AddBlocker(
-        blockers, what,
-        absl::StrCat("cannot be made in ", directory, " on the target: ", ::strerror(errno)));
+    AddBlocker(blockers, what,
+               absl::StrCat("cannot be made in ", directory, " on this host: ", ::strerror(errno)));
   }
 }
 
@@ -242,7 +239,7 @@ absl::Status CheckMemory(uint64_t needed_bytes, Blockers& blockers) {
     if (key != "MemAvailable:") continue;
     if (kibibytes * 1024 < needed_bytes) {
       AddBlocker(blockers, "memory",
-                 absl::StrCat("the process holds ", needed_bytes >> 20, " MiB, the target has ",
+                 absl::StrCat("the process holds ", needed_bytes >> 20, " MiB, this host has ",
                               kibibytes >> 10, " MiB available"));
     }
     return absl::OkStatus();
@@ -257,7 +254,7 @@ absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
   const uint64_t have = status.cap_permitted & status.cap_bounding;
   for (const int needed : {CAP_SYS_PTRACE, CAP_SYS_ADMIN}) {
     if ((status.cap_effective & (1ull << needed)) == 0) {
-      AddBlocker(blockers, "page server", absl::StrCat("lacks ", internal::CapabilityName(needed)),
+      AddBlocker(blockers, "predump", absl::StrCat("lacks ", internal::CapabilityName(needed)),
                  "run it as root");
     }
   }
@@ -271,7 +268,7 @@ absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
   for (int bit = 0; bit < 64; ++bit) {
     if ((wanted & ~have & (1ull << bit)) != 0) {
       AddBlocker(blockers, "attribute capabilities",
-                 absl::StrCat(internal::CapabilityName(bit), " cannot be given on the target"));
+                 absl::StrCat(internal::CapabilityName(bit), " cannot be given on this host"));
     }
   }
   if (state.threads_size() == 0) return absl::OkStatus();
@@ -283,8 +280,8 @@ absl::Status CheckRights(const proto::ProcessState& state, Blockers& blockers) {
     if (limits.Get(i).max() > ours.rlim_max && !may_raise) {
       AddBlocker(blockers, absl::StrCat("attribute ", internal::LimitName(i)),
                  absl::StrCat("its hard limit ", internal::LimitText(limits.Get(i).max()),
-                              " is above the page server's ", internal::LimitText(ours.rlim_max)),
-                 "start the page server with that limit, or with CAP_SYS_RESOURCE");
+                              " is above predump's own ", internal::LimitText(ours.rlim_max)),
+                 "start predump with that limit, or with CAP_SYS_RESOURCE");
     }
   }
   return absl::OkStatus();
@@ -336,7 +333,7 @@ absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begi
   const auto& files = begin.preview().files();
   if (!options.shell_job &&
       std::any_of(files.begin(), files.end(), [](const auto& file) { return file.has_tty(); })) {
-    AddBlocker(blockers, "terminal", "the page server has no terminal for the process",
+    AddBlocker(blockers, "terminal", "predump has no terminal for the process",
                "run it in the foreground of one, with --shell-job");
   }
   return blockers;

@@ -26,6 +26,20 @@ inline int64_t RemainingAfter(int64_t remaining_ns, int64_t elapsed_ns) {
   return std::max<int64_t>(remaining_ns - elapsed_ns, 1);
 }
 
+// The same of a timer that goes on at every `interval_ns` (> 0), and how often it has expired
+// meanwhile: none of that is lost, and its phase stays.
+struct PeriodicRemaining {
+  int64_t remaining_ns = 0;
+  uint64_t expirations = 0;
+};
+inline PeriodicRemaining PeriodicRemainingAfter(int64_t remaining_ns, int64_t interval_ns,
+                                                int64_t elapsed_ns) {
+  const int64_t since_expiry = elapsed_ns - remaining_ns;
+  if (since_expiry < 0) return {-since_expiry, 0};
+  return {interval_ns - since_expiry % interval_ns,
+          1 + static_cast<uint64_t>(since_expiry / interval_ns)};
+}
+
 }  // namespace predump::restore::internal
 
 #endif  // PREDUMP_RESTORE_TIMER_VALUE_H_

@@ -63,6 +63,22 @@ void CopyLegacy(const criu::user_x86_fpregs_entry& fpu, std::span<std::byte> are
 
 }  // namespace
 
+uint64_t MissingComponents(const proto::ThreadState& thread) {
+  if (thread.extra().has_xsave()) return 0;
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  uint64_t enabled = kLegacyComponents;
+  if (__get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_OSXSAVE) != 0) {
+    asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    enabled = uint64_t{d} << 32 | a;
+  }
+  constexpr uint64_t kTold = 0x2ff;  // by CRIU's message: components 0 to 7, and 9
+  const uint64_t used = thread.core().thread_info().fpregs().xsave().xstate_bv();
+  return used & ~(enabled & kTold);
+}
+
 absl::StatusOr<std::vector<std::byte>> XstateFor(const proto::ThreadState& thread,
                                                  std::span<const std::byte> fresh) {
   if (fresh.size() < kSmallestArea) {

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "src/base/clock.h"
 #include "src/base/unique_fd.h"
 #include "src/images/image_constants.h"
 #include "src/kernel/procfs.h"
@@ -187,6 +188,61 @@ TEST_F(BuildTest, EventTimerSignalAndPollDescriptorsComeBack) {
   int watched = 0;
   for (const auto& [key, text] : info->lines) watched += key == "tfd";
   EXPECT_EQ(watched, 2);
+}
+
+// As `criu dump` finds it; predump's own capture asks for the time left.
+TEST_F(BuildTest, APeriodicTimerThatNobodyHasReadSinceItExpiredGoesOn) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  criu::file_entry timer;
+  timer.set_type(criu::TIMERFD);
+  timer.mutable_tfd()->set_flags(O_RDWR);
+  timer.mutable_tfd()->set_clockid(CLOCK_MONOTONIC);
+  timer.mutable_tfd()->set_ticks(3);
+  timer.mutable_tfd()->set_settime_flags(0);
+  timer.mutable_tfd()->set_vsec(0);
+  timer.mutable_tfd()->set_vnsec(0);
+  timer.mutable_tfd()->set_isec(70);
+  timer.mutable_tfd()->set_insec(0);
+  AddDescriptor(state_, 3, timer);
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  uint64_t ticks = 0;
+  ASSERT_EQ(::read(Descriptor(3).get(), &ticks, 8), 8);
+  EXPECT_EQ(ticks, 3u);
+  itimerspec left = {};
+  ASSERT_EQ(::timerfd_gettime(Descriptor(3).get(), &left), 0);
+  EXPECT_EQ(left.it_interval.tv_sec, 70);
+  EXPECT_GT(left.it_value.tv_sec, 0);
+}
+
+// 2.5 s after the freeze, a timer of 1 s that had 0.3 s left has expired three times, and has 0.8
+// s.
+TEST_F(BuildTest, APeriodicTimerKeepsItsPhaseAndCountsWhatExpiredMeanwhile) {
+  ASSERT_NO_FATAL_FAILURE(Prepare(BeatAlone));
+  state_.mutable_extra()->set_freeze_monotonic_ns(base::MonotonicNanoseconds() - 2'500'000'000);
+  criu::file_entry timer;
+  timer.set_type(criu::TIMERFD);
+  timer.mutable_tfd()->set_flags(O_RDWR);
+  timer.mutable_tfd()->set_clockid(CLOCK_MONOTONIC);
+  timer.mutable_tfd()->set_ticks(2);
+  timer.mutable_tfd()->set_settime_flags(0);
+  timer.mutable_tfd()->set_vsec(0);
+  timer.mutable_tfd()->set_vnsec(300'000'000);
+  timer.mutable_tfd()->set_isec(1);
+  timer.mutable_tfd()->set_insec(0);
+  AddDescriptor(state_, 3, timer);
+  const base::Stopwatch watch;
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  itimerspec left = {};
+  ASSERT_EQ(::timerfd_gettime(Descriptor(3).get(), &left), 0);
+  uint64_t ticks = 0;
+  ASSERT_EQ(::read(Descriptor(3).get(), &ticks, 8), 8);
+  ASSERT_LT(watch.Elapsed(), absl::Milliseconds(700)) << "this machine is too busy to tell";
+  EXPECT_EQ(ticks, 5u);
+  EXPECT_EQ(left.it_value.tv_sec, 0);
+  EXPECT_GT(left.it_value.tv_nsec, 50'000'000);
+  EXPECT_LE(left.it_value.tv_nsec, 800'000'000);
 }
 
 // What a thread took from epoll_wait(2) is its own until it asks for more: also when the other end

@@ -75,16 +75,7 @@ class BuildTest : public ::testing::Test {
   // `earlier_rounds` sends what the landing has before the memory comes.
   void Prepare(std::function<void(Report*)> body, LandingOptions options = {},
                const std::function<void()>& earlier_rounds = nullptr) {
-    child_ = ::fork();
-    ASSERT_GE(child_, 0);
-    if (child_ == 0) {
-      ::syscall(SYS_close_range, 0u, ~0u, 0u);
-      g_report = report_;
-      body(report_);
-      ::_exit(0);
-    }
-    const absl::Time limit = absl::Now() + absl::Seconds(10);
-    while (report_->beats[0] == 0 && absl::Now() < limit) ::usleep(100);
+    ASSERT_NO_FATAL_FAILURE(StartChild(body));
     auto process = kernel::ProcessHandle::Open(child_);
     ASSERT_TRUE(process.ok());
     options.pid = kPid;
@@ -99,6 +90,18 @@ class BuildTest : public ::testing::Test {
     state_ = *std::move(state);
     ASSERT_TRUE(landing_->WaitForFinal(absl::Now() + absl::Seconds(10), -1).ok());
     EndChild();
+  }
+  void StartChild(const std::function<void(Report*)>& body) {
+    child_ = ::fork();
+    ASSERT_GE(child_, 0);
+    if (child_ == 0) {
+      ::syscall(SYS_close_range, 0u, ~0u, 0u);
+      g_report = report_;
+      body(report_);
+      ::_exit(0);
+    }
+    const absl::Time limit = absl::Now() + absl::Seconds(10);
+    while (report_->beats[0] == 0 && absl::Now() < limit) ::usleep(100);
   }
   std::string Fate() {
     return landing_->WaitForFinal(absl::Now() + absl::Seconds(1), -1).ToString();

@@ -1,12 +1,10 @@
-// The landing as a receiver of frames, and its life and death.
+// The landing as a receiver of frames; landing_life_test.cc has its life and death.
 #include "src/restore/landing.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 
 #include <cstddef>
 #include <optional>
@@ -357,122 +355,6 @@ INSTANTIATE_TEST_SUITE_P(
                  },
                  "reserved"}),
     [](const auto& tested) { return std::string(tested.param.name); });
-
-// ---- life and death
-
-bool EndsWithin(pid_t pid, absl::Duration limit) {
-  auto process = kernel::ProcessHandle::Open(pid);
-  if (!process.ok()) return true;
-  auto exited = process->WaitForExit(limit);
-  return exited.ok() && *exited;
-}
-
-TEST(LandingLifeTest, DiesWithItsObjectAndLeavesNoReaper) {
-  FrameSource source;
-  pid_t pid = 0;
-  {
-    LandingOptions options;
-    options.pid = kPid;
-    options.new_pid_namespace = true;
-    options.data_socket = source.TakeLandingEnd();
-    auto landing = Landing::Start(std::move(options));
-    ASSERT_TRUE(landing.ok()) << landing.status();
-    pid = landing->outer_pid();
-  }
-  EXPECT_FALSE(kernel::ProcessHandle::Open(pid).ok());
-  EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1);  // no child of ours is left
-  EXPECT_EQ(errno, ECHILD);
-}
-
-TEST(LandingLifeTest, ATakenPidIsSaidToBeTaken) {
-  FrameSource source;
-  LandingOptions options;
-  options.pid = ::getpid();
-  options.data_socket = source.TakeLandingEnd();
-  auto landing = Landing::Start(std::move(options));
-  EXPECT_TRUE(absl::IsAlreadyExists(landing.status())) << landing.status();
-  EXPECT_THAT(landing.status().message(), HasSubstr("is taken on the target"));
-}
-
-TEST(LandingLifeTest, AMissingCgroupIsNamed) {
-  FrameSource source;
-  LandingOptions options;
-  options.pid = kPid;
-  options.new_pid_namespace = true;
-  options.data_socket = source.TakeLandingEnd();
-  options.cgroup_path = "/sys/fs/cgroup/predump-no-such-group";
-  auto landing = Landing::Start(std::move(options));
-  EXPECT_THAT(landing.status().ToString(), HasSubstr("predump-no-such-group"));
-}
-
-TEST(LandingLifeTest, ItsClocksGoOnWhereTheSourceLeftThem) {
-  FrameSource source;
-  LandingOptions options;
-  options.pid = kPid;
-  options.new_pid_namespace = true;
-  options.data_socket = source.TakeLandingEnd();
-  options.monotonic_offset_ns = 5'000'000'000'000;
-  options.boottime_offset_ns = 7'000'000'000'001;
-  auto landing = Landing::Start(std::move(options));
-  ASSERT_TRUE(landing.ok()) << landing.status();
-  auto process = kernel::ProcessHandle::Open(landing->outer_pid());
-  ASSERT_TRUE(process.ok());
-  auto offsets = kernel::ReadProcFile(*process, "timens_offsets");
-  ASSERT_TRUE(offsets.ok()) << offsets.status();
-  EXPECT_THAT(*offsets, HasSubstr("5000         0"));
-  EXPECT_THAT(*offsets, HasSubstr("7000         1"));
-}
-
-// A server that starts landings without end until it is killed. Tells their pids through `pipe`.
-[[noreturn]] void RunServer(int pipe) {
-  for (;;) {
-    FrameSource source;
-    LandingOptions options;
-    options.pid = kPid;
-    options.new_pid_namespace = true;
-    options.data_socket = source.TakeLandingEnd();
-    auto landing = Landing::Start(std::move(options));
-    if (!landing.ok()) ::_exit(1);
-    const pid_t pid = landing->outer_pid();
-    (void)!::write(pipe, &pid, sizeof(pid));
-    source.MapAnonymous(kPlain, 16 * kPage);
-    source.Header(DataKind::kRoundEnd, 0, 0);
-    (void)source.Answer();
-  }
-}
-
-TEST(LandingLifeTest, NoneSurvivesAServerKilledAtARandomMoment) {
-  const unsigned seed = static_cast<unsigned>(::time(nullptr));
-  std::srand(seed);
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  // What a killed server leaves behind becomes our child, and is seen to end.
-  ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
-  for (int round = 0; round < 25; ++round) {
-    int pipe_ends[2];
-    ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC), 0);
-    const base::UniqueFd reader(pipe_ends[0]);
-    base::UniqueFd writer(pipe_ends[1]);
-    const pid_t server = ::fork();
-    ASSERT_GE(server, 0);
-    if (server == 0) RunServer(writer.get());
-    ASSERT_TRUE(writer.Close().ok());
-    ::usleep(static_cast<useconds_t>(std::rand() % 20'000));
-    ::kill(server, SIGKILL);
-    ::waitpid(server, nullptr, 0);
-    // The pipe's last write end is closed once every process that had it is gone.
-    pid_t pid = 0;
-    while (::read(reader.get(), &pid, sizeof(pid)) == sizeof(pid)) {
-      EXPECT_TRUE(EndsWithin(pid, absl::Seconds(5))) << "landing " << pid << " lives on";
-    }
-  }
-  const absl::Time limit = absl::Now() + absl::Seconds(5);
-  pid_t ended = 0;
-  while ((ended = ::waitpid(-1, nullptr, WNOHANG)) >= 0 && absl::Now() < limit) {
-    if (ended == 0) ::usleep(1000);
-  }
-  EXPECT_EQ(ended, -1) << "a landing or a reaper lives on";
-  ::prctl(PR_SET_CHILD_SUBREAPER, 0);
-}
 
 }  // namespace
 }  // namespace predump::restore

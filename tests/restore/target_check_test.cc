@@ -101,7 +101,7 @@ TEST(TargetCheckTest, FilesMustBeThereAndTheSame) {
   char path[4096] = {};
   ASSERT_GT(::readlink("/proc/self/exe", path, sizeof(path) - 1), 0);
   AddFile(begin, path).set_size(static_cast<uint64_t>(info.st_size));
-  EXPECT_THAT(Find(begin), ::testing::ElementsAre(HasSubstr("file /nowhere/x: not on the target")));
+  EXPECT_THAT(Find(begin), ::testing::ElementsAre(HasSubstr("file /nowhere/x: not on this host")));
   begin.mutable_preview()->mutable_files(1)->mutable_reg()->set_size(1);
   EXPECT_THAT(Find(begin), Contains(HasSubstr("1 at the source")));
   begin.mutable_preview()->mutable_files(1)->mutable_reg()->clear_size();
@@ -148,9 +148,8 @@ TEST(TargetCheckTest, OptionsAndInterfacesOfSocketsMustBeHad) {
   option.set_name(TCP_CONGESTION);
   option.set_value("predump-none");
   const auto found = Find(begin);
-  EXPECT_THAT(found,
-              Contains(HasSubstr("is bound to the interface predump-none, on the target: ")));
-  EXPECT_THAT(found, Contains(HasSubstr("option 6/13 cannot be set on the target: ")));
+  EXPECT_THAT(found, Contains(HasSubstr("is bound to the interface predump-none, on this host: ")));
+  EXPECT_THAT(found, Contains(HasSubstr("option 6/13 cannot be set on this host: ")));
 }
 
 TEST(TargetCheckTest, ProcessorsAndNumbersMustBeThere) {
@@ -181,13 +180,13 @@ TEST(TargetCheckTest, FilesToBeWrittenMustBeWritable) {
   criu::fdinfo_entry& descriptor = *begin.mutable_preview()->add_descriptors();
   descriptor.set_id(1);
   descriptor.set_fd(3);
-  EXPECT_THAT(Find(begin), Contains(HasSubstr("cannot be opened for writing on the target: Text")));
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("cannot be opened for writing on this host: Text")));
   begin.mutable_preview()->clear_descriptors();
   criu::vma_entry& mapping = *begin.mutable_preview()->mutable_mm()->add_vmas();
   mapping.set_shmid(1);
   mapping.set_flags(MAP_SHARED);
   mapping.set_fdflags(O_RDWR);
-  EXPECT_THAT(Find(begin), Contains(HasSubstr("cannot be opened for writing on the target: Text")));
+  EXPECT_THAT(Find(begin), Contains(HasSubstr("cannot be opened for writing on this host: Text")));
 }
 
 TEST(TargetCheckTest, PipesMustFit) {
@@ -244,13 +243,13 @@ TEST(TargetCheckTest, AServerUnderSeccompMakesNoProcesses) {
         Check(::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0);
       },
       WithThread());
-  EXPECT_THAT(found, HasSubstr("page server: runs under seccomp"));
+  EXPECT_THAT(found, HasSubstr("predump: runs under seccomp"));
 }
 
 TEST(TargetCheckTest, NoNewPrivilegesOfTheServerAreForThoseThatHaveThem) {
   const auto become = [] { Check(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0); };
   proto::Begin begin = WithThread();
-  EXPECT_THAT(FindAs(become, begin), HasSubstr("page server: has no_new_privs"));
+  EXPECT_THAT(FindAs(become, begin), HasSubstr("predump: has no_new_privs"));
   begin.mutable_preview()
       ->mutable_threads(0)
       ->mutable_core()
@@ -263,10 +262,10 @@ TEST(TargetCheckTest, NoNewPrivilegesOfTheServerAreForThoseThatHaveThem) {
 TEST(TargetCheckTest, WhatTheServerCannotShedIsNamed) {
   EXPECT_THAT(
       FindAs([] { Check(::prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED) == 0); }, WithThread()),
-      HasSubstr("page server: its secure bits (0x2) are locked"));
+      HasSubstr("predump: its secure bits (0x2) are locked"));
   constexpr int kSetMdwe = 65;  // PR_SET_MDWE, Linux 6.3
   EXPECT_THAT(FindAs([] { Check(::prctl(kSetMdwe, 1, 0, 0, 0) == 0); }, WithThread()),
-              HasSubstr("page server: may not make memory executable"));
+              HasSubstr("predump: may not make memory executable"));
 }
 
 TEST(TargetCheckTest, AnOomScoreThatCannotBeGivenIsNamed) {
@@ -297,9 +296,10 @@ TEST(TargetCheckTest, ALoginUidThatCannotBeGivenIsNamed) {
   proto::Begin begin = WithThread();
   criu::task_core_entry& task =
       *begin.mutable_preview()->mutable_threads(0)->mutable_core()->mutable_tc();
-  EXPECT_THAT(FindAs(log_in, begin),
-              HasSubstr("attribute login uid: none cannot be given on the target, where the page "
-                        "server's is 4242"));
+  EXPECT_THAT(
+      FindAs(log_in, begin),
+      HasSubstr("attribute login uid: none cannot be given on this host, where predump's own "
+                "is 4242"));
   task.set_loginuid(4242);
   EXPECT_EQ(FindAs(log_in, begin), "");
 }

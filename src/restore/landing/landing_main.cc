@@ -391,23 +391,45 @@ class LandingProgram {
   uint64_t round_ = 0;
 };
 
-// Collects the dead until there is nobody left to wait for. Blocked signals stay blocked across
-// exec, and to an init of a pid namespace nothing from inside is delivered anyway.
-[[noreturn]] void ReapUntilAlone() {
+// The number in the reaper's first argument, from the stack as the kernel made it: argc, argv[0]
+// ...
+uint64_t ChildOf(const uint64_t* stack) {
+  if (stack[0] < 2) return 0;
+  uint64_t number = 0;
+  for (const char* digit = reinterpret_cast<const char*>(stack[2]); *digit != '\0'; ++digit) {
+    number = number * 10 + static_cast<uint64_t>(*digit - '0');
+  }
+  return number;
+}
+
+// The exit code that tells of a wait status: as shells do.
+uint64_t ExitCode(uint32_t status) {
+  const uint32_t signal = status & 0x7f;
+  return signal == 0 ? status >> 8 & 0xff : 128 + signal;
+}
+
+// Collects the dead until there is nobody left to wait for, and ends as `child` did. Blocked
+// signals stay blocked across exec, and to an init of a pid namespace nothing from inside is
+// delivered anyway.
+[[noreturn]] void ReapUntilAlone(uint64_t child) {
   constexpr char kName[] = "predump-reaper";
   Call(__NR_prctl, PR_SET_NAME, AddressOf(kName));
+  uint64_t code = 0;
   for (;;) {
-    const int64_t waited = Call(__NR_wait4, ~0ull, 0, kWaitAll, 0);
+    uint32_t status = 0;
+    const int64_t waited = Call(__NR_wait4, ~0ull, AddressOf(&status), kWaitAll, 0);
     if (Failed(waited) && waited != -kEintr) break;
+    if (waited == static_cast<int64_t>(child)) code = ExitCode(status);
   }
-  for (;;) Call(__NR_exit_group, 0);
+  for (;;) Call(__NR_exit_group, code);
 }
 
 }  // namespace
 
-// From _start, on the stack in .bss. `shared` is what the server put into rdi, or null.
-extern "C" [[noreturn]] void PredumpLandingMain(LandingShared* shared) {
-  if (shared == nullptr) ReapUntilAlone();
+// From _start, on the stack in .bss. `shared` is what the server put into rdi, or null; only then
+// is the kernel's stack still there.
+extern "C" [[noreturn]] void PredumpLandingMain(LandingShared* shared, const uint64_t* stack) {
+  if (shared == nullptr) ReapUntilAlone(ChildOf(stack));
   LandingProgram program(shared);
   program.Run();
 }
@@ -441,6 +463,7 @@ predump_landing_gate:
   int3
   .globl _start
 _start:
+  mov %rsp, %rsi
   lea predump_landing_stack_top(%rip), %rsp
   xor %ebp, %ebp
   call PredumpLandingMain
