@@ -293,14 +293,14 @@ class Engine:
     """`predump --pid N --to ...`, running or ended."""
 
     def __init__(self, lab, host, pid, to, *options, json_output=True, state=None, die_at=None,
-                 **popen_options):
+                 stdin=subprocess.DEVNULL, **popen_options):
         # `die_at`: an instant of tests/e2e/die_at.c.
         preload = ["env", f"LD_PRELOAD={BUILD}/tests/die_at.so", f"PREDUMP_DIE_AT={die_at}"]
         command = [*(preload if die_at else []), PREDUMP, "--pid", str(pid), "--to", to,
                    "--state-dir", state or lab.source_state(host), *options]
         if json_output:
             command.append("--json")
-        self.process = host.popen(command, dies_with_us=True, stdin=subprocess.DEVNULL,
+        self.process = host.popen(command, dies_with_us=True, stdin=stdin,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                   errors="replace", **popen_options)
         self.log = LineReader(self.process.stderr)
@@ -327,7 +327,8 @@ class Engine:
             self.process.wait()
             raise HarnessError(f"predump did not end within {seconds} s:\n{self.log.text()}") from None
         text = self._output.text()
-        result = json.loads(text) if text.strip() else {}
+        # With --rounds - each round has a line before it.
+        result = json.loads(text.splitlines()[-1]) if text.strip() else {}
         result["exit"] = self.process.returncode
         result["stderr"] = self.log.text()
         return result
@@ -480,6 +481,11 @@ class Workload:
     def alive(self):
         return not pidfd_ended(self.pidfd, 0)
 
+    def gap_of_move(self, result):
+        """Milliseconds between its two heartbeats around the freeze of that move."""
+        halfway = result["downtime-ms"] * 1e6 / 2  # it may still beat as the freeze begins
+        return self.report.gap_at(wall_clock_ns(result["frozen-at"]) + halfway)
+
     def finish(self, seconds=60):
         """Has it check everything once more and end; the trouble it saw, or an empty text."""
         signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
@@ -503,14 +509,14 @@ class Workload:
 class Lab:
     """The hosts, servers and processes of one test. close() ends and removes all of them."""
 
-    def __init__(self, target_mounts=False):
+    def __init__(self, target_mounts=False, source_mounts=False):
         self.servers, self.engines, self.workloads, self._children = [], [], [], []
         self._hosts = []
         self._server_of = {}
         self.root = tempfile.mkdtemp(prefix="predump-e2e-", dir="/var/tmp")
         os.chmod(self.root, 0o755)
         try:
-            self.source = self._add_host(False)
+            self.source = self._add_host(source_mounts)
             self.target = self._add_host(target_mounts)
             connect_hosts(self.source, self.target)
         except BaseException:
@@ -599,10 +605,13 @@ class Lab:
                     stack.callback(os.close, workload.pidfd)
                 if workload.child is not None:
                     stack.callback(workload.child.wait)
+                    stack.callback(workload.child.kill)
             for child in self._children:
                 if child.stdin is not None:
                     stack.callback(child.stdin.close)
                 stack.callback(child.wait)
+                # A host overlooks one that has not entered it yet.
+                stack.callback(child.kill)
             for host in self._hosts:
                 stack.callback(host.close)
             for one in (*self.servers, *self.engines):
@@ -677,7 +686,9 @@ def _mappings(pid):
             current = match.group(1)
             mappings[current] = (f"{match.group(2)} {match.group(3)}".strip(), "")
         elif line.startswith("VmFlags:"):
-            mappings[current] = (mappings[current][0], " ".join(line.split()[1:]))
+            # Whoever looks for soft-dirty pages, as we and CRIU do, takes the mappings' mark away.
+            flags = [flag for flag in line.split()[1:] if flag != "sd"]
+            mappings[current] = (mappings[current][0], " ".join(flags))
     return mappings
 
 
@@ -757,13 +768,14 @@ class E2eTest(unittest.TestCase):
     """One lab per test, and what the tests ask of it."""
 
     TARGET_MOUNTS = False
+    SOURCE_MOUNTS = False
 
     def setUp(self):
         if not os.access(PREDUMP, os.X_OK):
             self.fail(f"{PREDUMP} is not there: build first (./run build)")
         if os.geteuid() != 0:
             self.fail("these tests make namespaces and trace processes: run them as root")
-        self.lab = Lab(self.TARGET_MOUNTS)
+        self.lab = Lab(self.TARGET_MOUNTS, self.SOURCE_MOUNTS)
         self.addCleanup(self.lab.close)
 
     def assert_well(self, workload):
@@ -792,6 +804,23 @@ class E2eTest(unittest.TestCase):
     def assert_exit(self, result, code):
         self.assertEqual(result["exit"], code, f"{result['stderr']}\n" + "\n".join(
             f"server:\n{Lab.log_of(server)}" for server in self.lab.servers))
+
+
+def wait_for_free_number(workload):
+    """After a process was stored: until it may come back here, under its own number."""
+    if workload.child is not None:
+        workload.child.wait()
+        workload.child = None
+
+    def group_exists():
+        try:
+            os.killpg(workload.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    # The helper that had its memory was of its group; an init may take its time to collect it.
+    wait_until(lambda: not group_exists(), 30, "the number of the process to be free")
 
 
 def free_port(host):

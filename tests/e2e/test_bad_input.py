@@ -175,12 +175,77 @@ class BadInput(harness.E2eTest):
                         ["--pid", "1", "--to", "127.0.0.1:1", "--timeout", "1:maybe"],
                         ["--pid", "1", "--to", "127.0.0.1:1", "--bandwidth", "fast"],
                         ["--pid", "1", "--to", "127.0.0.1:1", "--source", "guess"],
+                        ["--pid", "1", "--to", "file:x", "--rounds", "1", "-R", "--verify"],
+                        ["--pid", "1", "--to", "file:x", "--rounds", "1", "-R", "--timeout",
+                         "9:force"],
+                        ["--pid", "1", "--to", "/srv/store"], ["--pid", "1", "--to", "ssh://"],
                         ["page-server"], ["page-server", "--listen", "nowhere"],
-                        ["resolve", "--resume"]):
+                        ["page-server", "--listen", "127.0.0.1:0", "-D", "x", "--new-pidns"],
+                        ["page-server", "--listen", "127.0.0.1:0", "-D", "x", "--cgroup", "/y"],
+                        ["check", "--pid", "0"], ["check", "--pid", "010"],
+                        ["check", "--pid", "0x10"], ["check", "--to", "127.0.0.1:1"],
+                        ["resolve", "--pid", "-5"], ["resolve", "--resume"]):
+            self.assert_wrong_use(options)
+
+    def assert_wrong_use(self, options, what=""):
+        with self.subTest(options=options):
+            done = self.lab.source.run([harness.PREDUMP, *options])
+            self.assertEqual(done.returncode, harness.USAGE, done.stdout + done.stderr)
+            self.assertIn(what, done.stderr)
+            self.assertTrue(done.stderr)
+
+    def test_an_empty_value_is_no_value(self):
+        """As from a variable of a script that was never set."""
+        move = ["--pid", "1", "--to", "file:x"]
+        serve = ["page-server", "--listen", "127.0.0.1:0"]
+        restore = ["restore", "-D", "/nowhere"]
+        for options in ([*move, "--rounds", ""], [*move, "--bandwidth", ""],
+                        [*move, "--timeout", ""], [*move, "--images-dir", ""],
+                        [*move, "--log-file", ""], ["--pid", "", "--to", "file:x"],
+                        [*serve, "--images-dir", ""], [*serve, "--state-dir", ""],
+                        [*serve, "--cgroup", ""], [*restore, "--pidfile", ""],
+                        ["check", "--pid", ""], ["check", "--pid", "1", "--to", ""],
+                        ["resolve", "--pid", ""], ["show", "-D", "/nowhere", "--image", ""],
+                        ["core", "--pid", "1", "-o", ""]):
+            self.assert_wrong_use(options, options[-2] if options[-1] == "" else "--pid")
+
+    def test_an_option_of_another_command_is_not_dropped(self):
+        for options in (["page-server", "--listen", "127.0.0.1:0", "--bandwidth", "1M"],
+                        ["--pid", "1", "check"], ["check", "--pid", "1", "--json"],
+                        ["restore", "-D", "/nowhere", "--rounds", "3"],
+                        ["show", "-D", "/nowhere", "--leave-running"],
+                        ["resolve", "--verify"], ["core", "--pid", "1", "-o", "x", "--to", "a:1"]):
+            self.assert_wrong_use(options, "is no option of")
+
+    def test_a_pidfile_replaces_no_more_than_a_file(self):
+        there = self.lab.directory("pidfiles")
+        os.symlink("target", there + "/link")
+        os.mkfifo(there + "/fifo")
+        with open(there + "/file", "w", encoding="utf-8") as file:
+            file.write("1")
+        restore = [harness.PREDUMP, "restore", "-d", "-D", "/nowhere", "--pidfile"]
+        for name in (there, there + "/link", there + "/fifo", there + "/none/pid"):
+            with self.subTest(pidfile=name):
+                done = self.lab.source.run([*restore, name])
+                self.assertEqual(done.returncode, harness.USAGE, done.stderr)
+                self.assertIn("--pidfile: ", done.stderr)
+        for name in (there + "/file", there + "/new"):
+            done = self.lab.source.run([*restore, name])
+            self.assertEqual(done.returncode, harness.FAILED, done.stderr)
+            self.assertIn("/nowhere", done.stderr)
+
+    def test_output_that_cannot_be_written_is_told(self):
+        pid = self.workload.pid
+        for options, code in ((["check"], harness.FAILED), (["check", "--pid", pid], harness.FAILED),
+                              (["resolve"], harness.FAILED),
+                              (["--pid", pid, "--to", "file:" + self.lab.directory("x"), "--rounds",
+                                "1", "-R", "--json"], harness.COMPLETED)):
             with self.subTest(options=options):
-                done = self.lab.source.run([harness.PREDUMP, *options])
-                self.assertEqual(done.returncode, harness.USAGE, done.stdout + done.stderr)
-                self.assertTrue(done.stderr)
+                done = self.lab.source.run(["sh", "-c", 'exec "$@" > /dev/full', "sh",
+                                            harness.PREDUMP, *options])
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertIn("standard output", done.stderr)
+                self.assertIn("No space left on device", done.stderr)
 
 
 class Cables(harness.E2eTest):

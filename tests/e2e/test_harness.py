@@ -86,6 +86,13 @@ class Harness(unittest.TestCase):
             lab.close()
         self.assert_nothing_left()
 
+    def test_what_is_not_in_its_host_yet_is_ended_too(self):
+        lab = harness.Lab()
+        with unittest.mock.patch.object(lab.source, "command", lambda arguments, *_: arguments):
+            lab.adopt(lab.source.popen(["sleep", "600"]))
+        lab.close()
+        self.assert_nothing_left()
+
     def test_a_workload_that_does_not_begin(self):
         lab = harness.Lab()
         with self.failing(harness.os, "pidfd_open"), self.assertRaises(OSError):

@@ -1,7 +1,9 @@
 #!/usr/bin/python3
 """The page server: many sessions, one after another and at once; what it resumed outlives it."""
+import os
 import re
 import signal
+import subprocess
 import sys
 
 import harness
@@ -63,6 +65,43 @@ class Servers(harness.E2eTest):
         self.assertEqual(server.process.wait(20), 0, server.log.text())
         self.assert_goes_on(workload, 500)
         self.assert_finishes_well(workload)
+
+    def bare_server(self, *redirections, port=0, **popen_options):
+        """A server whose standard descriptors are the test's own."""
+        command = [harness.PREDUMP, "page-server", "--insecure-no-auth", "--new-pidns", "--listen",
+                   f"{self.lab.target.address}:{port}", "--state-dir", self.lab.directory("bare")]
+        return self.lab.target.popen(
+            ["sh", "-c", f'exec "$@" {" ".join(redirections)}', "sh", *command],
+            dies_with_us=True, **popen_options)
+
+    def move_past(self, server, address):
+        for _ in range(2):
+            workload = self.lab.workload("heart")
+            result = self.lab.engine(workload.pid, address, "--verify").result()
+            self.assert_exit(result, harness.COMPLETED)
+            workload.moved_to(self.lab.target, result["restored-pid"])
+            self.assert_goes_on(workload, 100)
+            self.assert_finishes_well(workload)
+        self.assertIsNone(server.poll())
+        server.terminate()
+        self.assertEqual(server.wait(20), 0)
+
+    def test_readers_of_its_output_and_its_log_may_go(self):
+        server = self.bare_server(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        address = re.match(r"listening on (\S+)", server.stdout.readline()).group(1)
+        server.stdout.close()
+        server.stderr.close()
+        self.move_past(server, address)
+
+    def test_closed_standard_descriptors_are_not_taken_for_sockets(self):
+        server = self.bare_server("0<&-", "1>&-", "2>&-", port=7000)
+        workload = self.lab.workload("heart")
+        address = f"{self.lab.target.address}:7000"
+        check = [harness.PREDUMP, "check", "--pid", workload.pid, "--to", address]
+        harness.wait_until(lambda: self.lab.source.run(check).returncode == 0, 20, "the server")
+        for number in range(3):
+            self.assertEqual(os.readlink(f"/proc/{server.pid}/fd/{number}"), "/dev/null")
+        self.move_past(server, address)
 
     def test_once_ends_with_the_first_session(self):
         server = self.lab.server(self.lab.target, "--once")
@@ -159,11 +198,18 @@ class Output(harness.E2eTest):
 
     def test_downtime_is_what_the_workload_saw(self):
         workload = self.lab.workload("heart", "--size-mib", "32")
-        workload.report.reset_gap()
-        result = self.lab.move(workload)
-        workload.report.wait_progress(100)
-        # Other work on a busy machine makes the workload's own gap longer, never shorter.
-        self.assertGreater(workload.report.longest_gap_ms(), result["downtime-ms"] - 1)
+        # On a busy machine each may be the longer one, by how long the process waits for a
+        # processor, or the engine to hear that it runs: not in every move.
+        differences = []
+        for _ in range(10):
+            result = self.lab.move(workload)
+            workload.report.wait_progress(100)
+            differences.append(workload.gap_of_move(result) - result["downtime-ms"])
+            if abs(differences[-1]) < 1:
+                break
+        else:
+            self.fail(f"gap minus downtime, each move: {differences} ms")
+        self.assert_finishes_well(workload)
 
     def test_log_file_takes_the_log(self):
         workload = self.lab.workload("heart")

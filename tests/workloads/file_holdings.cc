@@ -244,7 +244,10 @@ class Surroundings : public Holding {
 // Everything in the descriptor table as fcntl and /proc see it.
 class DescriptorTable : public Holding {
  public:
-  explicit DescriptorTable(const HoldingContext& context) : context_(context), expected_(List()) {}
+  explicit DescriptorTable(const HoldingContext& context)
+      : context_(context),
+        compared_flags_(context.Wants("directory-flag") ? ~0 : ~O_DIRECTORY),
+        expected_(List()) {}
 
   void Verify(uint64_t) override {
     const std::vector<Entry> found = List();
@@ -272,7 +275,7 @@ class DescriptorTable : public Holding {
   };
 
   // Without the descriptor it is read through.
-  static std::vector<Entry> List() {
+  std::vector<Entry> List() const {
     std::vector<Entry> entries;
     const int directory = Must(open("/proc/self/fd", O_RDONLY | O_DIRECTORY), "/proc/self/fd");
     alignas(8) char buffer[4096];
@@ -291,17 +294,18 @@ class DescriptorTable : public Holding {
     return entries;
   }
 
-  static Entry Describe(int fd) {
+  Entry Describe(int fd) const {
     std::array<char, 4096> target;
     const std::string link = "/proc/self/fd/" + std::to_string(fd);
     const ssize_t size = readlink(link.c_str(), target.data(), target.size());
     std::string text(target.data(), size > 0 ? static_cast<size_t>(size) : 0);
     // Inode numbers of pipes and sockets differ between hosts.
     if (text[0] != '/' && !text.starts_with("anon_inode")) text.resize(text.find(':'));
-    return {fd, fcntl(fd, F_GETFD), fcntl(fd, F_GETFL), std::move(text)};
+    return {fd, fcntl(fd, F_GETFD), fcntl(fd, F_GETFL) & compared_flags_, std::move(text)};
   }
 
   const HoldingContext context_;
+  const int compared_flags_;  // of F_GETFL
   std::vector<Entry> expected_;
 };
 

@@ -61,7 +61,8 @@ int Main(int argc, char** argv) {
   settings.uid = static_cast<uid_t>(options.Integer("uid", 0, "give up root for this user"));
   settings.no_new_privs = options.Flag("no-new-privs", "set it");
   const int64_t pause_us = options.Integer("pause-us", 1000, "between iterations");
-  settings.skip = "," + options.Text("skip", "", "names of holdings, with commas") + ",";
+  settings.skip =
+      "," + options.Text("skip", "", "names of holdings and details, with commas") + ",";
   options.Done();
   if (settings.cycle_iterations < 20) Die("--cycle: at least 20");
   if (mkdir(settings.directory.c_str(), 0755) == -1 && errno != EEXIST) {

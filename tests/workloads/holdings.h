@@ -19,7 +19,7 @@ struct HoldingSettings {
   int64_t late_ms = 300;
   int64_t max_jump_ms = 2000;
   int64_t cycle_iterations = 200;  // how long what is kept pending is kept
-  std::string skip;                // names of holdings not to make, as ",one,two,"
+  std::string skip;                // holdings, or details of them, not to make, as ",one,two,"
   bool no_new_privs = false;
   uid_t uid = 0;  // not 0: become it, with supplementary groups
 };

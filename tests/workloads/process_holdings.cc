@@ -64,7 +64,7 @@ class Attributes : public Holding {
  public:
   explicit Attributes(const HoldingContext& context) : context_(context) {
     Must(setpriority(PRIO_PROCESS, 0, 5), "setpriority");
-    Must(prctl(PR_SET_TIMERSLACK, 70'000), "PR_SET_TIMERSLACK");
+    if (context.Wants("timerslack")) Must(prctl(PR_SET_TIMERSLACK, 70'000), "PR_SET_TIMERSLACK");
     Must(prctl(PR_SET_CHILD_SUBREAPER, 1), "PR_SET_CHILD_SUBREAPER");
     Must(prctl(PR_SET_NAME, "held, (things)"), "PR_SET_NAME");
     WriteProcFile("/proc/self/oom_score_adj", "123");
@@ -74,7 +74,7 @@ class Attributes : public Holding {
     LowerSoftLimit(RLIMIT_FSIZE, 1L << 40);
     cpu_set_t cpus;
     Must(sched_getaffinity(0, sizeof cpus, &cpus), "sched_getaffinity");
-    if (CPU_COUNT(&cpus) > 1) {
+    if (CPU_COUNT(&cpus) > 1 && context.Wants("affinity")) {
       CPU_CLR(LastCpu(cpus), &cpus);
       Must(sched_setaffinity(0, sizeof cpus, &cpus), "sched_setaffinity");
     }

@@ -178,7 +178,7 @@ class Listener : public Holding {
 };
 
 // -1 where the machine has no such family.
-int TryListenTcp(int family, uint16_t port) {
+int TryListenTcp(const HoldingContext& context, int family, uint16_t port) {
   const int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd == -1) return -1;
   SetOption(fd, SOL_SOCKET, SO_REUSEADDR, 1);
@@ -188,12 +188,14 @@ int TryListenTcp(int family, uint16_t port) {
     close(fd);
     return -1;
   }
-  SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  if (context.Wants("protocol-options")) {
+    SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 12'345);
+  }
   SetOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   SetOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, 111);
   SetOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, 22);
   SetOption(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
-  SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 12'345);
   SetOption(fd, SOL_SOCKET, SO_RCVBUF, 200'000);
   SetOption(fd, SOL_SOCKET, SO_PRIORITY, 4);
   Must(listen(fd, 17), "listen");
@@ -213,7 +215,7 @@ class UdpPair : public Holding {
  public:
   explicit UdpPair(const HoldingContext& context)
       : context_(context),
-        bound_(MakeBound()),
+        bound_(MakeBound(context)),
         connected_(MakeConnected(bound_)),
         bound_record_(bound_),
         connected_record_(connected_),
@@ -239,10 +241,10 @@ class UdpPair : public Holding {
   }
 
  private:
-  static int MakeBound() {
+  static int MakeBound(const HoldingContext& context) {
     const int fd = Must(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), "socket");
     SetOption(fd, SOL_SOCKET, SO_BROADCAST, 1);
-    SetOption(fd, IPPROTO_IP, IP_TTL, 33);
+    if (context.Wants("protocol-options")) SetOption(fd, IPPROTO_IP, IP_TTL, 33);
     Address any = InetAddress(AF_INET, false, 0);
     Must(bind(fd, any.get(), any.size), "bind");
     return fd;
@@ -261,14 +263,15 @@ class UdpPair : public Holding {
 };
 
 void AddTcpListeners(const HoldingContext& context, Holdings& holdings) {
-  const int tcp = Must(TryListenTcp(AF_INET, context.settings().tcp_port), "listen on TCP");
+  const int tcp =
+      Must(TryListenTcp(context, AF_INET, context.settings().tcp_port), "listen on TCP");
   const uint16_t port = Port(LocalAddress(tcp));
   context.workload().AddCounter("tcp_port") = port;
   holdings.push_back(
       std::make_unique<Listener>(context, "tcp-listener", tcp, InetAddress(AF_INET, true, port)));
   if (!context.Wants("tcp6-listener")) return;
   // The same port again, which only V6ONLY allows.
-  const int tcp6 = TryListenTcp(AF_INET6, port);
+  const int tcp6 = TryListenTcp(context, AF_INET6, port);
   context.workload().AddCounter("tcp6_listening") = tcp6 >= 0 ? 1 : 0;
   if (tcp6 < 0) return;
   holdings.push_back(std::make_unique<Listener>(context, "tcp6-listener", tcp6,
