@@ -74,12 +74,16 @@ class SharedValue {
   T* value_;
 };
 
-// Looks every 200 us, for at most ten seconds, until `condition` holds.
+// Looks every 200 us, for at most twenty seconds, until `condition` holds.
 inline bool Eventually(const std::function<bool()>& condition) {
-  for (int i = 0; i < 50'000; ++i) {
+  struct timespec now = {};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const time_t limit = now.tv_sec + 20;
+  while (now.tv_sec < limit) {
     if (condition()) return true;
     const struct timespec pause = {0, 200'000};
     ::nanosleep(&pause, nullptr);
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
   }
   return condition();
 }

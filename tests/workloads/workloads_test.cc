@@ -22,6 +22,8 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr absl::Duration kLong = absl::Seconds(30);
+// Where lateness is not what is asked for: a busy machine may keep any program waiting.
+constexpr char kMayBeLate[] = "--late-ms=20000";
 
 struct Run {
   std::string test_name;
@@ -71,19 +73,21 @@ INSTANTIATE_TEST_SUITE_P(
         Run{"HeartSequentialThreads",
             "heart",
             {"--threads=3", "--pattern=sequential", "--dirty-pages-per-second=50000"}},
-        Run{"HeartOnlyReading", "heart", {"--dirty-pages-per-second=0"}}, Run{"Threads", "threads"},
-        Run{"ThreadsAlone", "threads", {"--threads=1"}},
+        Run{"HeartOnlyReading", "heart", {"--dirty-pages-per-second=0"}},
+        Run{"Threads", "threads", {kMayBeLate}},
+        Run{"ThreadsAlone", "threads", {"--threads=1", kMayBeLate}},
         Run{"ThreadsInLongSequences",
             "threads",
-            {"--rseq-spins=100000", "--rseq-pause-us=0", "--no-blocking"}},
+            {"--rseq-spins=100000", "--rseq-pause-us=0", "--no-blocking", kMayBeLate}},
         Run{"Churn", "churn"}, Run{"ChurnOtherSeed", "churn", {"--seed=2"}},
-        Run{"Files", "files", {"--cycle=20"}},
-        Run{"FilesOfAnotherUser", "files", {"--uid=4321", "--no-new-privs"}},
+        Run{"Files", "files", {"--cycle=20", kMayBeLate}},
+        Run{"FilesOfAnotherUser", "files", {"--uid=4321", "--no-new-privs", kMayBeLate}},
         Run{"DirectIo", "direct-io"}, Run{"VforkParent", "vfork-parent"},
         Run{"HighAddress",
             "high-address",
             {"--address=0x10000000,0x500000000000", "--size-kib=128"}},
-        Run{"Huge", "huge"}, Run{"Sparse", "sparse"}, Run{"Eintr", "eintr", {"--timeout-ms=50"}},
+        Run{"Huge", "huge"}, Run{"Sparse", "sparse"},
+        Run{"Eintr", "eintr", {"--timeout-ms=50", kMayBeLate}},
         Run{"PythonCounter", "python-counter.py"}),
     NameOf);
 
@@ -103,8 +107,9 @@ TEST_P(CorruptionTest, IsNoticed) {
 INSTANTIATE_TEST_SUITE_P(
     All, CorruptionTest,
     ::testing::Values(Run{"Heart", "heart", {"--size-mib=2"}},
-                      Run{"Threads", "threads", {"--memory-kib=256"}},
-                      Run{"Churn", "churn", {"--region-pages=256"}}, Run{"Files", "files"},
+                      Run{"Threads", "threads", {"--memory-kib=256", kMayBeLate}},
+                      Run{"Churn", "churn", {"--region-pages=256"}},
+                      Run{"Files", "files", {kMayBeLate}},
                       Run{"VforkParent", "vfork-parent", {"--vfork-ms=5", "--pause-ms=1"}},
                       Run{"HighAddress", "high-address"}, Run{"Huge", "huge", {"--size-mib=4"}},
                       Run{"Sparse", "sparse", {"--islands=4"}}),
@@ -128,10 +133,11 @@ TEST_P(StraySignalTest, IsCountedAsEintr) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, StraySignalTest,
-                         ::testing::Values(Run{"Heart", "heart"}, Run{"Threads", "threads"},
+                         ::testing::Values(Run{"Heart", "heart"},
+                                           Run{"Threads", "threads", {kMayBeLate}},
                                            // At a pace at which it has to wait on any machine.
                                            Run{"Churn", "churn", {"--pages-per-second=2000"}},
-                                           Run{"Files", "files"}),
+                                           Run{"Files", "files", {kMayBeLate}}),
                          NameOf);
 
 // Each blocking call by itself, the names asked from the program.
@@ -144,7 +150,7 @@ TEST_F(WorkloadTest, EveryBlockingCallShowsEintrAndOnlyAfterASignal) {
   for (std::string& name : names) {
     name.erase(name.find(' '));  // the kind
     absl::StatusOr<WorkloadProcess> workload = WorkloadProcess::Start(
-        "eintr", directory_->File(name), {"--call", name, "--timeout-ms=100"});
+        "eintr", directory_->File(name), {"--call", name, "--timeout-ms=100", kMayBeLate});
     ASSERT_TRUE(workload.ok()) << name << workload.status();
     workloads.push_back(*std::move(workload));
   }
@@ -174,9 +180,14 @@ TEST_F(WorkloadTest, AStopShowsInTheGapAndResetForgetsIt) {
   ASSERT_TRUE(heart->child().Signal(SIGCONT).ok());
   ASSERT_TRUE(heart->report().WaitForProgress(100, kLong).ok());
   EXPECT_GE(heart->report().LongestGap(), absl::Milliseconds(400));
-  ASSERT_TRUE(heart->report().ResetGap(kLong).ok());
-  ASSERT_TRUE(heart->report().WaitForProgress(100, kLong).ok());
-  EXPECT_LT(heart->report().LongestGap(), absl::Milliseconds(400));
+  absl::Duration without_a_stop = absl::InfiniteDuration();
+  for (int tries = 0; tries < 10 && without_a_stop >= absl::Milliseconds(400); ++tries) {
+    ASSERT_TRUE(heart->report().ResetGap(kLong).ok());
+    ASSERT_TRUE(heart->report().WaitForProgress(100, kLong).ok());
+    without_a_stop = heart->report().LongestGap();
+  }
+  EXPECT_LT(without_a_stop, absl::Milliseconds(400))
+      << "ten times, of which any may be kept waiting";
   EXPECT_GE(heart->report().report().longest_gap_ns, 400'000'000U);
   EXPECT_TRUE(heart->StopAndJudge().ok());
 }
@@ -264,7 +275,7 @@ TEST_F(WorkloadTest, PythonCounterNoticesALostLine) {
 }
 
 TEST_F(WorkloadTest, WorkloadsEndThemselvesAfterTheirLifetime) {
-  absl::StatusOr<WorkloadProcess> heart = Start("heart", {"--size-mib=1", "--max-seconds=1"});
+  absl::StatusOr<WorkloadProcess> heart = Start("heart", {"--size-mib=1", "--max-seconds=3"});
   ASSERT_TRUE(heart.ok()) << heart.status();
   const absl::StatusOr<ExitStatus> ended = heart->child().Wait(kLong);
   ASSERT_TRUE(ended.ok()) << ended.status();
