@@ -104,6 +104,13 @@ class Options(unittest.TestCase):
                                         script, "", "host:1")
                 self.assert_usage_error("TO needs a value" if loop else "'' is no host", script, "1", "")
 
+    def test_the_others_refuse_what_makes_no_rounds(self):
+        for name in ("migrate-criu", "pre-dump-loop"):
+            for word in ("--help", "--version", "-h", "-vV", "check", "show"):
+                with self.subTest(script=name, word=word):
+                    self.assert_usage_error(f"{word} cannot stand behind --: use predump {word}",
+                                            ROOT / "scripts" / name, "1", "host:1", "--", word)
+
     def test_migrate_refuses_what_is_no_move(self):
         migrate = ROOT / "scripts/migrate"
         for word, instead in (("--rounds", "use predump itself"), ("--rounds=2", "use predump itself"),
