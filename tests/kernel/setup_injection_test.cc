@@ -233,6 +233,7 @@ struct VforkLoop {
   std::atomic<bool> held;  // it does
   std::atomic<long> waits;
   std::atomic<long> steps;
+  std::atomic<long> setups;
   std::atomic<int> attached_afterwards;
   std::atomic<bool> failed;
 };
@@ -271,6 +272,7 @@ TEST(SetupInjectionTest, ThreadThatBeginsAnUninterruptibleWaitIsLetGoOfAndAnothe
       const auto setup = InjectSetup(*process, {.helper = false, .timeout = absl::Seconds(20)});
       loop->attached_afterwards += ReadStatus(*process)->tracer_pid != 0;
       if (!setup.ok()) loop->failed = true;
+      ++loop->setups;
     }
   });
   const auto met = [&] {
@@ -281,7 +283,8 @@ TEST(SetupInjectionTest, ThreadThatBeginsAnUninterruptibleWaitIsLetGoOfAndAnothe
   ASSERT_TRUE(Eventually([&] {
     loop->hold = met();
     return loop->hold && loop->held;
-  })) << "it never came to that";
+  })) << "in "
+      << loop->setups << " setups (failed: " << loop->failed << ") and " << loop->waits << " waits";
   SleepMs(1500);
   EXPECT_TRUE(met()) << "the setup did not wait for the thread";
   loop->hold = false;
