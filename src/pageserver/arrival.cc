@@ -142,25 +142,13 @@ absl::StatusOr<proto::Commit> Arrival::WaitForCommit() {
       PREDUMP_RETURN_IF_ERROR(Verify(frame));
       continue;
     }
-    PREDUMP_ASSIGN_OR_RETURN(proto::Commit commit,
-                             ControlChannel::Parse<proto::Commit>(frame, proto::CONTROL_COMMIT));
-    if (commit.session_id() != begin_.session_id()) {
-      return absl::DataLossError("the source commits another session");
-    }
-    return commit;
+    return ParseCommit(frame, begin_.session_id());
   }
 }
 
 absl::Status Arrival::Verify(const ControlFrame& first) {
   Verification verification(*state_);
-  ControlFrame frame = first;
-  for (;;) {
-    PREDUMP_ASSIGN_OR_RETURN(const proto::Verify message,
-                             ControlChannel::Parse<proto::Verify>(frame, proto::CONTROL_VERIFY));
-    PREDUMP_ASSIGN_OR_RETURN(const bool last, verification.Add(message));
-    if (last) break;
-    PREDUMP_ASSIGN_OR_RETURN(frame, link_.Next(Deadline::Never()));
-  }
+  PREDUMP_RETURN_IF_ERROR(verification.Receive(link_, first));
   PREDUMP_ASSIGN_OR_RETURN(const proto::VerifyReply reply, verification.Compare(*process_));
   return link_.Send(proto::CONTROL_VERIFY_REPLY, reply);
 }

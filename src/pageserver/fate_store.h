@@ -12,8 +12,9 @@
 //                              destroyed            destroyed
 //
 // I1: a fate is decided once: no transition leaves `destroyed` or `released` (but to be forgotten).
-// I2: every transition is made under one lock, by rename: two deciders cannot differ, and none sees
-//     half a record.
+// I2: every transition is made under one lock, and no kill leaves half a record: two deciders
+// cannot
+//     differ.
 // I3: while a session process lives (it holds a lock of its own) nobody else decides for it.
 // Files: DIR/target/<session id in hex>, mode 0600, and <...>.alive, the lock of the session.
 // Thread rule: one thread at a time; any number of processes.
@@ -149,6 +150,7 @@ class FateStore {
  private:
   explicit FateStore(std::string directory) : directory_(std::move(directory)) {}
   absl::Status ReadOrMakeId();
+  static absl::Status CheckId(absl::string_view session_id);
 
   absl::StatusOr<base::UniqueFd> Lock() const;
   std::string PathOf(absl::string_view session_id) const;

@@ -167,4 +167,13 @@ void SessionLink::SendFailed(absl::string_view reason,
   Send(proto::CONTROL_FAILED, failed).IgnoreError();
 }
 
+absl::StatusOr<proto::Commit> ParseCommit(const ControlFrame& frame, absl::string_view session_id) {
+  PREDUMP_ASSIGN_OR_RETURN(proto::Commit commit,
+                           ControlChannel::Parse<proto::Commit>(frame, proto::CONTROL_COMMIT));
+  if (commit.session_id() != session_id) {
+    return absl::DataLossError("the source commits another session");
+  }
+  return commit;
+}
+
 }  // namespace predump::pageserver

@@ -80,6 +80,10 @@ class SessionLink {
   bool rehearsed_ = false;
 };
 
+// The Commit in `frame`. DataLoss for anything else, and for one of another session.
+absl::StatusOr<proto::Commit> ParseCommit(const transport::ControlFrame& frame,
+                                          absl::string_view session_id);
+
 }  // namespace predump::pageserver
 
 #endif  // PREDUMP_PAGESERVER_SESSION_LINK_H_

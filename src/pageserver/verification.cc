@@ -79,6 +79,18 @@ Verification::Verification(const proto::ProcessState& state) {
   }
 }
 
+absl::Status Verification::Receive(SessionLink& link, const transport::ControlFrame& first) {
+  transport::ControlFrame frame = first;
+  for (;;) {
+    PREDUMP_ASSIGN_OR_RETURN(
+        const proto::Verify message,
+        transport::ControlChannel::Parse<proto::Verify>(frame, proto::CONTROL_VERIFY));
+    PREDUMP_ASSIGN_OR_RETURN(const bool last, Add(message));
+    if (last) return absl::OkStatus();
+    PREDUMP_ASSIGN_OR_RETURN(frame, link.Next(transport::Deadline::Never()));
+  }
+}
+
 absl::StatusOr<bool> Verification::Add(const proto::Verify& message) {
   for (const proto::VerifyRange& range : message.ranges()) {
     const auto pages = static_cast<uint64_t>(range.page_hashes_size());

@@ -19,6 +19,7 @@
 #include "src/kernel/process.h"
 #include "src/pagemap/extent.h"
 #include "src/pagemap/page_hash.h"
+#include "src/pageserver/session_link.h"
 
 namespace predump::pageserver {
 
@@ -27,6 +28,8 @@ class Verification {
   // `state` bounds how many pages a peer may list, and says where the kernel itself writes.
   explicit Verification(const proto::ProcessState& state);
 
+  // Takes all messages, of which `first` has arrived. Errors: as Add and SessionLink::Next.
+  absl::Status Receive(SessionLink& link, const transport::ControlFrame& first);
   // Takes one message; true once it was the last. DataLoss for ranges that are out of order, not
   // pages, or more than the process has.
   absl::StatusOr<bool> Add(const proto::Verify& message);

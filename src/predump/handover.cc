@@ -1,13 +1,10 @@
 #include "src/predump/handover.h"
 
-#include <sys/socket.h>
-
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -18,8 +15,9 @@
 #include "src/kernel/freezer.h"
 #include "src/kernel/process_identity.h"
 #include "src/kernel/procfs.h"
-#include "src/pagemap/page_hash.h"
 #include "src/predump/journal.h"
+#include "src/predump/memory_comparison.h"
+#include "src/predump/tcp_sockets.h"
 #include "src/transport/socket.h"
 
 namespace predump {
@@ -34,10 +32,6 @@ constexpr absl::Duration kAskFateFor = absl::Seconds(20);
 constexpr absl::Duration kAskFatePause = absl::Milliseconds(200);
 // For images to reach a disk.
 constexpr absl::Duration kStoredTimeout = absl::Minutes(2);
-// Hashing runs at memory speed on both ends; this is for hundreds of GiB.
-constexpr absl::Duration kVerifyTimeout = absl::Minutes(10);
-// Keeps one Verify message well under the limit of a control frame.
-constexpr size_t kHashesPerMessage = 1u << 20;
 
 // Splits the downtime into named, consecutive parts.
 class PhaseClock {
@@ -149,7 +143,7 @@ class Handover {
     *prepare.mutable_state() = *std::move(state);
     // Only now: after this the landing takes no further round.
     PREDUMP_RETURN_IF_ERROR(link_.data().Final(final_round_));
-    NoteTcpSockets(prepare.state());
+    tcp_descriptors_ = TcpDescriptors(prepare.state());
     prepare.set_final_round(final_round_);
     clock_->Mark("capture");
     const Deadline deadline = Deadline::After(engine_.options.freeze_timeout);
@@ -158,7 +152,7 @@ class Handover {
 
     std::vector<proto::Verify> hashes;
     if (engine_.options.verify) {
-      PREDUMP_ASSIGN_OR_RETURN(hashes, HashMemory(vmas, prepare.state()));
+      PREDUMP_ASSIGN_OR_RETURN(hashes, HashMemory(engine_.process, vmas, prepare.state()));
       clock_->Mark("hashing for --verify");
     }
     PREDUMP_ASSIGN_OR_RETURN(
@@ -169,39 +163,12 @@ class Handover {
     clock_->Mark("ready");
     AddPhases(ready.phases(), engine_.report);
     if (engine_.options.verify) {
-      PREDUMP_RETURN_IF_ERROR(Verify(hashes));
+      PREDUMP_ASSIGN_OR_RETURN(engine_.report.pages_verified,
+                               CompareAtTarget(link_.control(), hashes));
+      engine_.report.verified = true;
       clock_->Mark("comparing for --verify");
     }
     return absl::OkStatus();
-  }
-
-  void NoteTcpSockets(const proto::ProcessState& state) {
-    absl::flat_hash_set<uint32_t> sockets;
-    for (const criu::file_entry& file : state.files()) {
-      if (file.has_isk() && file.isk().type() == SOCK_STREAM) sockets.insert(file.id());
-    }
-    for (const criu::fdinfo_entry& descriptor : state.descriptors()) {
-      if (sockets.contains(descriptor.id())) {
-        tcp_descriptors_.push_back(static_cast<int>(descriptor.fd()));
-      }
-    }
-  }
-
-  // Peers shall learn at once that the process is elsewhere: a killed process closes its sockets
-  // only after it has given back its memory, which takes a tenth of a second for each GiB.
-  void ShutDownTcpSockets() {
-    for (const int descriptor : tcp_descriptors_) {
-      const absl::StatusOr<base::UniqueFd> socket = engine_.process.GetDescriptor(descriptor);
-      // A listener may be shared with a process that stays (socket activation), and is then its own
-      // business.
-      int listens = 0;
-      socklen_t size = sizeof listens;
-      if (socket.ok() &&
-          ::getsockopt(socket->get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
-          listens == 0) {
-        ::shutdown(socket->get(), SHUT_RDWR);
-      }
-    }
   }
 
   absl::Status SendLastRound(const pagemap::VmaList& vmas, const pagemap::DirtySet& dirty) {
@@ -212,68 +179,6 @@ class Handover {
     PREDUMP_ASSIGN_OR_RETURN(const base::PageCount pages,
                              engine_.sender.Send(vmas, dirty, nullptr));
     engine_.report.pages_sent += pages;
-    return absl::OkStatus();
-  }
-
-  // The kernel writes into registered rseq areas at every return to user space, on either host.
-  static std::vector<base::AddressRange> RseqAreas(const proto::ProcessState& state) {
-    std::vector<base::AddressRange> areas;
-    for (const proto::ThreadState& thread : state.threads()) {
-      if (!thread.core().thread_core().has_rseq_entry()) continue;
-      const auto& rseq = thread.core().thread_core().rseq_entry();
-      const uint64_t start = rseq.rseq_abi_pointer();
-      areas.push_back(base::AddressRange::FromOrdered(start, start + rseq.rseq_abi_size()));
-    }
-    return areas;
-  }
-
-  absl::StatusOr<std::vector<proto::Verify>> HashMemory(const pagemap::VmaList& vmas,
-                                                        const proto::ProcessState& state) {
-    PREDUMP_ASSIGN_OR_RETURN(const pagemap::ExtentSet pages,
-                             pagemap::DataPages(engine_.process, vmas));
-    PREDUMP_ASSIGN_OR_RETURN(
-        const std::vector<uint64_t> hashes,
-        pagemap::HashPages(engine_.process, pages.extents(), RseqAreas(state)));
-    std::vector<proto::Verify> messages(1);
-    size_t next_hash = 0;
-    size_t room = kHashesPerMessage;
-    for (const pagemap::Extent& extent : pages.extents()) {
-      uint64_t address = extent.start().value();
-      while (address < extent.end().value()) {
-        if (room == 0) {
-          messages.emplace_back();
-          room = kHashesPerMessage;
-        }
-        const size_t left = (extent.end().value() - address) / base::PageSize();
-        const size_t n = std::min(left, room);
-        proto::VerifyRange* range = messages.back().add_ranges();
-        range->set_start(address);
-        const auto first = hashes.begin() + static_cast<ptrdiff_t>(next_hash);
-        range->mutable_page_hashes()->Add(first, first + static_cast<ptrdiff_t>(n));
-        address += n * base::PageSize();
-        next_hash += n;
-        room -= n;
-      }
-    }
-    for (size_t i = 0; i < messages.size(); ++i) messages[i].set_last(i + 1 == messages.size());
-    return messages;
-  }
-
-  absl::Status Verify(const std::vector<proto::Verify>& messages) {
-    const Deadline deadline = Deadline::After(kVerifyTimeout);
-    for (const proto::Verify& message : messages) {
-      PREDUMP_RETURN_IF_ERROR(link_.control().Send(proto::CONTROL_VERIFY, message, deadline));
-    }
-    PREDUMP_ASSIGN_OR_RETURN(
-        const proto::VerifyReply reply,
-        link_.control().Expect<proto::VerifyReply>(proto::CONTROL_VERIFY_REPLY, deadline));
-    if (reply.pages_differing() != 0 || reply.differing_ranges_size() != 0) {
-      return absl::DataLossError(absl::StrCat(
-          "--verify: ", reply.pages_differing(),
-          " pages differ at the target: ", absl::StrJoin(reply.differing_ranges(), ", ")));
-    }
-    engine_.report.verified = true;
-    engine_.report.pages_verified = base::PageCount(reply.pages_compared());
     return absl::OkStatus();
   }
 
@@ -377,7 +282,7 @@ class Handover {
     } else {
       engine_.report.restored_pid = static_cast<pid_t>(arrived.restored_pid());
     }
-    ShutDownTcpSockets();
+    ShutDownTcpSockets(engine_.process, tcp_descriptors_);
     // The helper shares the memory: ended first, so that ending the original frees it.
     if (const absl::Status finished = engine_.source.Finish(); !finished.ok()) {
       spdlog::warn("page source: {}", std::string(finished.message()));
