@@ -13,8 +13,7 @@
 //
 // I1: a fate is decided once: no transition leaves `destroyed` or `released` (but to be forgotten).
 // I2: every transition is made under one lock, and no kill leaves half a record: two deciders
-// cannot
-//     differ.
+//     cannot differ.
 // I3: while a session process lives (it holds a lock of its own) nobody else decides for it.
 // Files: DIR/target/<session id in hex>, mode 0600, and <...>.alive, the lock of the session.
 // Thread rule: one thread at a time; any number of processes.

@@ -28,6 +28,7 @@
 #include "src/kernel/procfs.h"
 #include "src/restore/blockers.h"
 #include "src/restore/limit_names.h"
+#include "src/restore/pid_check.h"
 #include "src/restore/requirement_check.h"
 #include "src/restore/server_check.h"
 #include "src/restore/socket_address.h"
@@ -116,17 +117,7 @@ void CheckPids(const proto::Begin& begin, const TargetCheckOptions& options, Blo
     }
     return;
   }
-  std::set<uint32_t> ids(begin.tids().begin(), begin.tids().end());
-  ids.insert(begin.pid());
-  for (const uint32_t id : ids) {
-    // Threads as well as processes: a number is taken by any task, a group or a session.
-    const pid_t pid = static_cast<pid_t>(id);
-    const bool task = ::access(absl::StrCat("/proc/", id, "/stat").c_str(), F_OK) == 0;
-    if (task || ::getsid(pid) >= 0 || (::kill(-pid, 0) == 0 || errno == EPERM)) {
-      AddBlocker(blockers, absl::StrCat("pid ", id), "is taken on this host",
-                 "give it a pid namespace of its own (--new-pidns)");
-    }
-  }
+  internal::FindTakenPids(begin, options.pid_patience, blockers);
 }
 
 // Options that this kernel, its modules or its interfaces may not have, set on a socket like it.

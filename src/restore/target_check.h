@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "proto/session.pb.h"
 #include "proto/state.pb.h"
 
@@ -17,6 +18,8 @@ struct TargetCheckOptions {
   bool new_pid_namespace = false;
   bool shell_job = false;        // the server has a terminal to give
   std::string cgroup_path = {};  // as LandingOptions
+  // How long to wait for a number whose bearers have ended and only need to be reaped.
+  absl::Duration pid_patience = absl::Seconds(5);
 };
 
 // Everything that keeps the process of `begin` (validated) from this host: pids taken, files
