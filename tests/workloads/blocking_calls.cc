@@ -199,6 +199,8 @@ void AddSignalCalls(std::vector<BlockingCall>& calls) {
                    {}});
 }
 
+constexpr int64_t kTicksEarlyNs = 20 * kNsPerMs;
+
 void AddSocketTimeouts(std::vector<BlockingCall>& calls) {
   const int stream = MakeSocketPair().reader;
   calls.push_back({"recv_timeout_unix",
@@ -208,7 +210,8 @@ void AddSocketTimeouts(std::vector<BlockingCall>& calls) {
                      char byte;
                      return TimedOut(recv(stream, &byte, 1, 0), -1, EAGAIN);
                    },
-                   {}});
+                   {},
+                   kTicksEarlyNs});
   const int datagrams = MakeInetSocket(SOCK_DGRAM);
   calls.push_back({"recv_timeout_udp",
                    Returns::kAtTimeout,
@@ -217,7 +220,8 @@ void AddSocketTimeouts(std::vector<BlockingCall>& calls) {
                      char byte;
                      return TimedOut(recv(datagrams, &byte, 1, 0), -1, EAGAIN);
                    },
-                   {}});
+                   {},
+                   kTicksEarlyNs});
   const int listener = MakeInetSocket(SOCK_STREAM);
   calls.push_back({"accept_timeout",
                    Returns::kAtTimeout,
@@ -225,7 +229,8 @@ void AddSocketTimeouts(std::vector<BlockingCall>& calls) {
                      SetReceiveTimeout(listener, ns);
                      return TimedOut(accept(listener, nullptr, nullptr), -1, EAGAIN);
                    },
-                   {}});
+                   {},
+                   kTicksEarlyNs});
   const int silent_listener = MakeInetSocket(SOCK_STREAM);
   calls.push_back({"accept",
                    Returns::kNever,

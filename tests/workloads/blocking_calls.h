@@ -22,6 +22,9 @@ struct BlockingCall {
   // says, EINTR if it said so, EBADMSG for wrong data, otherwise the errno (EPROTO if it had none).
   std::function<int(int64_t timeout_ns)> call;
   std::function<void()> kick;  // only kWhenKicked
+  // Early returns of this much are the kernel's own: it counts ticks, and on a virtual machine one
+  // processor may begin to wait while the one that counts them has not run for a while.
+  int64_t early_ns = 0;
 };
 
 // All of them, with descriptors open. The caller must have SIGUSR2 blocked in every thread.

@@ -67,7 +67,7 @@ int Main(int argc, char** argv) {
       workload.CountEintr(wanted.c_str());
     } else if (error != 0 || !timed) {
       workload.Error("%s returned: %s", wanted.c_str(), strerror(error));
-    } else if (took_ns < timeout_ms * kNsPerMs - early_us * 1000 ||
+    } else if (took_ns < timeout_ms * kNsPerMs - early_us * 1000 - call.early_ns ||
                took_ns > (timeout_ms + late_ms) * kNsPerMs) {
       workload.Error("%s: asked for %ld ms, took %ld ns", wanted.c_str(), timeout_ms, took_ns);
     }

@@ -62,7 +62,8 @@ class BlockedThread {
 
  private:
   void JudgeTime(int64_t asked_ns, int64_t took_ns) {
-    if (took_ns >= asked_ns - margins_.early_ns && took_ns <= asked_ns + margins_.late_ns) return;
+    const int64_t early_ns = margins_.early_ns + call_.early_ns;
+    if (took_ns >= asked_ns - early_ns && took_ns <= asked_ns + margins_.late_ns) return;
     workload_.Error("%s: asked for %.3f ms, took %.3f ms", call_.name.c_str(),
                     static_cast<double>(asked_ns) / kNsPerMs,
                     static_cast<double>(took_ns) / kNsPerMs);
