@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "src/base/errors.h"
@@ -126,6 +127,13 @@ absl::Status ReadTree(int directory_fd, const StateLimits& limits, criu::pstree_
   if (tree.threads_size() == 0 || tree.threads_size() > limits.max_threads) {
     return absl::DataLossError(
         absl::StrCat("pstree.img: process ", tree.pid(), " has ", tree.threads_size(), " threads"));
+  }
+  // Each has an image, which shall not be read again and again.
+  absl::flat_hash_set<uint32_t> tids;
+  for (const uint32_t tid : tree.threads()) {
+    if (!tids.insert(tid).second) {
+      return absl::DataLossError(absl::StrCat("pstree.img lists thread ", tid, " twice"));
+    }
   }
   return absl::OkStatus();
 }

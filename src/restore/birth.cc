@@ -310,9 +310,8 @@ void FormatOffsets(const BirthOptions& options, ChildPlan& plan) {
                 nanoseconds[1]);
 }
 
-}  // namespace
-
-absl::StatusOr<Newborn> GiveBirth(const BirthOptions& options) {
+// `reaper` is set once there is one, whatever becomes of the landing.
+absl::StatusOr<Newborn> TryToGiveBirth(const BirthOptions& options, pid_t& reaper) {
   PREDUMP_ASSIGN_OR_RETURN(base::UniqueFd image, CreateImage());
   base::UniqueFd cgroup;
   if (!options.cgroup_path.empty()) {
@@ -339,7 +338,7 @@ absl::StatusOr<Newborn> GiveBirth(const BirthOptions& options) {
   plan.image_fd = image.get();
   plan.cgroup_fd = cgroup.get();
   FormatOffsets(options, plan);
-  PREDUMP_ASSIGN_OR_RETURN(const pid_t reaper, CloneReaper(plan));
+  PREDUMP_ASSIGN_OR_RETURN(reaper, CloneReaper(plan));
   (void)theirs.Close();
 
   const auto finish = [&]() -> absl::StatusOr<kernel::Tracee> {
@@ -358,6 +357,19 @@ absl::StatusOr<Newborn> GiveBirth(const BirthOptions& options) {
     return landing.status();
   }
   return Newborn{reaper, *std::move(landing)};
+}
+
+}  // namespace
+
+absl::StatusOr<Newborn> GiveBirth(const BirthOptions& options) {
+  pid_t reaper = 0;
+  auto newborn = TryToGiveBirth(options, reaper);
+  // In a young pid namespace the reaper itself may get the number. The next one gets another.
+  if (absl::IsAlreadyExists(newborn.status()) && reaper == options.pid &&
+      !options.new_pid_namespace) {
+    newborn = TryToGiveBirth(options, reaper);
+  }
+  return newborn;
 }
 
 }  // namespace predump::restore::internal

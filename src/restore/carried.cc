@@ -79,7 +79,10 @@ class FileCheck {
       : state_(state), blockers_(blockers) {
     for (const auto& entry : state.descriptors()) names_.try_emplace(entry.id(), entry.fd());
     for (const auto& file : state.files()) {
-      if (file.has_usk()) sockets_.try_emplace(file.usk().ino(), &file.usk());
+      if (!file.has_usk()) continue;
+      sockets_.try_emplace(file.usk().ino(), &file.usk());
+      ids_.try_emplace(file.id(), &file.usk());
+      inodes_.try_emplace(file.usk().ino(), file.id());
     }
   }
 
@@ -98,6 +101,7 @@ class FileCheck {
         CheckUnix(file.usk());
       }
     }
+    CheckQueues();
   }
 
  private:
@@ -123,11 +127,27 @@ class FileCheck {
     }
   }
 
+  // What is queued is sent again, by the peer.
+  void CheckQueues() {
+    for (const proto::SocketPacket& packet : state_.packets()) {
+      const auto name = names_.find(packet.entry().id_for());
+      const auto socket = ids_.find(packet.entry().id_for());
+      if (name == names_.end() || socket == ids_.end()) continue;
+      const auto peer = inodes_.find(socket->second->peer());
+      if (peer == inodes_.end() || !names_.contains(peer->second)) {
+        AddBlocker(blockers_, absl::StrCat("fd ", name->second),
+                   "holds messages of a socket that is not in the process");
+      }
+    }
+  }
+
   const proto::ProcessState& state_;
   Blockers& blockers_;
   std::string name_;
-  absl::flat_hash_map<uint32_t, uint32_t> names_;  // a descriptor of each file
-  absl::flat_hash_map<uint32_t, const criu::unix_sk_entry*> sockets_;
+  absl::flat_hash_map<uint32_t, uint32_t> names_;                      // a descriptor of each file
+  absl::flat_hash_map<uint32_t, const criu::unix_sk_entry*> sockets_;  // by inode
+  absl::flat_hash_map<uint32_t, const criu::unix_sk_entry*> ids_;      // by file
+  absl::flat_hash_map<uint32_t, uint32_t> inodes_;                     // the file of each
 };
 
 bool IsForeign(const criu::vma_entry& vma) {

@@ -237,9 +237,11 @@ void MemoryPlan::AddAttributes(CallPlan& plan) const {
                 absl::StrCat("advice ", advice, " on the mapping ", RangeText(vma)));
     }
     if ((vma.flags() & MAP_LOCKED) != 0) {
-      // What nobody may touch cannot be fetched, which mlock(2) reports once it is locked.
+      // What nobody may touch, or is beyond the end of its file, cannot be fetched, which mlock(2)
+      // reports once it is locked.
+      const bool fetchable = vma.prot() != 0 && (vma.flags() & MAP_ANONYMOUS) != 0;
       plan.Call(SYS_mlock, {vma.start(), bytes}, absl::StrCat("lock ", RangeText(vma)),
-                vma.prot() == 0 ? CallPlan::OnError::kContinue : CallPlan::OnError::kStop);
+                fetchable ? CallPlan::OnError::kStop : CallPlan::OnError::kContinue);
     }
   }
   for (const auto& extra : state_.extra().vmas()) {

@@ -297,9 +297,15 @@ void CheckKernel(const proto::Begin& begin, Blockers& blockers) {
 
 absl::StatusOr<std::vector<proto::Blocker>> RecheckFiles(const proto::ProcessState& state) {
   Blockers blockers;
+  // A terminal's path is that of another host's; the process gets the one there is here.
+  std::set<uint32_t> terminals;
+  for (const auto& file : state.files()) {
+    if (file.has_tty()) terminals.insert(file.tty().regf_id());
+  }
+  for (const auto& descriptor : state.descriptors()) terminals.erase(descriptor.id());
   std::set<std::string> seen;
   for (const auto& file : state.files()) {
-    if (file.has_reg() && seen.insert(file.reg().name()).second) {
+    if (file.has_reg() && !terminals.contains(file.id()) && seen.insert(file.reg().name()).second) {
       CheckRegular(file.reg(), blockers);
     }
   }

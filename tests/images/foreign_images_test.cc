@@ -119,6 +119,13 @@ TEST_F(StateImages, AnExtraOfAnotherProcessIsRefused) {
   EXPECT_THAT(Failure(), HasSubstr("belongs to process 1"));
 }
 
+TEST_F(StateImages, AThreadListedTwiceIsRefused) {
+  Write(testing::RichState());
+  Edit<criu::pstree_entry>("pstree.img", ImageMagic::kPstree,
+                           [](auto& tree) { tree.add_threads(kSecond); });
+  EXPECT_THAT(Failure(), HasSubstr("pstree.img lists thread 4322 twice"));
+}
+
 TEST_F(StateImages, TreesAndOtherArchitecturesAreRefused) {
   Write(testing::RichState());
   Edit<criu::core_entry>("core-4321.img", ImageMagic::kCore,

@@ -70,6 +70,20 @@ TEST(Carried, NamedPipesAreNot) {
   EXPECT_THAT(Lines(state), ElementsAre("fd 9: a named pipe"));
 }
 
+TEST(Carried, MessagesOfASenderThatIsNotThereAreNot) {
+  proto::ProcessState state = images::testing::ValidState();
+  const uint32_t receiver = AddDescriptor(state, 9, UnixSocket(50, 51, 2));
+  AddDescriptor(state, 10, UnixSocket(51, 50, 2));
+  proto::SocketPacket& packet = *state.add_packets();
+  packet.mutable_entry()->set_id_for(receiver);
+  EXPECT_THAT(Lines(state), ElementsAre());
+  for (auto& file : *state.mutable_files()) {
+    if (file.id() == receiver) file.mutable_usk()->set_peer(0);
+  }
+  EXPECT_THAT(Lines(state),
+              testing::Contains("fd 9: holds messages of a socket that is not in the process"));
+}
+
 TEST(Carried, UnixSocketsWhosePeerIsNotThereAreNot) {
   proto::ProcessState state = images::testing::ValidState();
   AddDescriptor(state, 9, UnixSocket(50, 51, 1));

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <fstream>
 #include <iterator>
 #include <string>
 
@@ -92,6 +93,28 @@ TEST(LandingLifeTest, ATakenPidIsSaidToBeTaken) {
   auto landing = Landing::Start(std::move(options));
   EXPECT_TRUE(absl::IsAlreadyExists(landing.status())) << landing.status();
   EXPECT_THAT(landing.status().message(), HasSubstr("is taken on this host"));
+}
+
+// The kernel gives the reaper the next number.
+TEST(LandingLifeTest, TheReaperDoesNotKeepTheNumberThatIsWanted) {
+  const pid_t ended = ::fork();
+  if (ended == 0) ::_exit(0);
+  ASSERT_EQ(::waitpid(ended, nullptr, 0), ended);
+  int in_time = 0;  // nobody else got a number in between
+  for (int tries = 0; tries < 20; ++tries) {
+    FrameSource source;
+    LandingOptions options;
+    options.pid = ended;
+    options.data_socket = source.TakeLandingEnd();
+    std::ofstream("/proc/sys/kernel/ns_last_pid") << ended - 1;
+    auto landing = Landing::Start(std::move(options));
+    ASSERT_TRUE(landing.ok()) << landing.status();
+    EXPECT_EQ(landing->outer_pid(), ended);
+    int last = 0;
+    std::ifstream("/proc/sys/kernel/ns_last_pid") >> last;
+    in_time += last == ended + 1;
+  }
+  EXPECT_GT(in_time, 0);
 }
 
 TEST(LandingLifeTest, AMissingCgroupIsNamed) {

@@ -93,6 +93,20 @@ TEST(TargetCheckTest, TakenPidsAreNamedUnlessTheProcessGetsANamespace) {
   EXPECT_THAT(Find(begin, {.new_pid_namespace = true}), Contains(HasSubstr("init")));
 }
 
+TEST(TargetCheckTest, TheTerminalItHadNeedNotBeHere) {
+  proto::Begin begin = FreePid();
+  AddFile(begin, "/dev/pts/4711");
+  const uint32_t path = begin.preview().files(0).id();
+  criu::file_entry& terminal = *begin.mutable_preview()->add_files();
+  terminal.set_type(criu::TTY);
+  terminal.set_id(path + 1);
+  terminal.mutable_tty()->set_regf_id(path);
+  EXPECT_THAT(Find(begin, {.shell_job = true}), IsEmpty());
+  // As a file of its own it has to.
+  begin.mutable_preview()->add_descriptors()->set_id(path);
+  EXPECT_THAT(Find(begin, {.shell_job = true}), Contains(HasSubstr("/dev/pts/4711: not on this")));
+}
+
 TEST(TargetCheckTest, FilesMustBeThereAndTheSame) {
   proto::Begin begin = FreePid();
   AddFile(begin, "/nowhere/x");
