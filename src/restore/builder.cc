@@ -143,9 +143,12 @@ absl::StatusOr<CallPlan> Builder::PlanLeader() {
                  static_cast<size_t>(state_.extra().vmas_size()) +
                  static_cast<size_t>(state_.threads_size()) +
                  static_cast<size_t>(state_.threads(0).core().tc().signals_s().signals_size()) +
-                 TaskPlan::ThreadCalls(state_.threads(0));
+                 TaskPlan::ThreadCalls();
   for (const auto& file : state_.files()) calls += 2 * static_cast<size_t>(file.epfd().tfd_size());
   for (const auto& pipe : state_.pipes()) calls += static_cast<size_t>(pipe.packet_bytes_size());
+  for (const auto& thread : state_.threads()) {
+    calls += static_cast<size_t>(thread.core().thread_core().signals_p().signals_size());
+  }
   for (const auto& extra : state_.file_extras()) {
     calls += static_cast<size_t>(extra.socket_options_size());
   }
@@ -172,7 +175,7 @@ absl::StatusOr<std::vector<CallPlan>> Builder::PlanThreads() {
   for (int i = 1; i < state_.threads_size(); ++i) {
     const proto::ThreadState& thread = state_.threads(i);
     PREDUMP_ASSIGN_OR_RETURN(CallPlan plan,
-                             CallPlan::Create(process_.trampoline, TaskPlan::ThreadCalls(thread),
+                             CallPlan::Create(process_.trampoline, TaskPlan::ThreadCalls(),
                                               2 * thread.ByteSizeLong() + 4096));
     tasks_.AddThread(plan, thread);
     PREDUMP_RETURN_IF_ERROR(plan.status());

@@ -24,6 +24,15 @@ namespace {
 constexpr int kSoBufLock = 72;             // SO_BUF_LOCK, Linux 5.14
 constexpr uint32_t kSendBufferLocked = 1;  // SOCK_SNDBUF_LOCK
 constexpr uint32_t kReceiveBufferLocked = 2;
+constexpr uint32_t kDoubled = 2;                 // by the kernel, as it takes a size
+constexpr uint32_t kRoomForAnyQueue = 1u << 29;  // none of it is reserved
+
+// A size that was set stays locked; one that was not is left to the kernel's own tuning, except
+// where queued data may need the room.
+bool SetsSendBuffer(const criu::sk_opts_entry& options, bool is_unix) {
+  return (options.so_buf_lock() & kSendBufferLocked) != 0 ||
+         (is_unix && !options.has_so_buf_lock());
+}
 
 const criu::sk_opts_entry& OptionsOf(const criu::file_entry& file) {
   return file.has_usk() ? file.usk().opts() : file.isk().opts();
@@ -240,6 +249,16 @@ void SocketPlan::AddQueuesAndShutdowns() {
                           absl::StrCat("queue of ", files_.Name(*to))),
                 static_cast<int64_t>(packet.data().size()));
   }
+  // The process may have made a buffer smaller than what it holds.
+  for (const auto& file : files_.state_.files()) {
+    const auto& descriptors = files_.Descriptors(file.id());
+    if (!file.has_usk() || descriptors.empty() || files_.state_.packets().empty() ||
+        !SetsSendBuffer(file.usk().opts(), /*is_unix=*/true)) {
+      continue;
+    }
+    SetOption(static_cast<int>(descriptors.front()->fd()), SOL_SOCKET, SO_SNDBUFFORCE,
+              static_cast<int>(file.usk().opts().so_sndbuf() / kDoubled), files_.Name(file));
+  }
   for (const auto& file : files_.state_.files()) {
     const auto& descriptors = files_.Descriptors(file.id());
     if (!file.has_usk() || descriptors.empty() || file.usk().shutdown() == criu::NONE ||
@@ -258,14 +277,13 @@ void SocketPlan::AddOptions(int fd, const criu::sk_opts_entry& options, bool is_
   const auto integer = [&](int option, uint32_t value) {
     SetOption(fd, SOL_SOCKET, option, static_cast<int>(value), name);
   };
-  // A size that was set stays locked; one that was not is left to the kernel's own tuning, except
-  // where queued data may need the room.
-  const bool known_locks = options.has_so_buf_lock();
-  const uint32_t locks = options.so_buf_lock();
-  const bool send = (locks & kSendBufferLocked) != 0 || (is_unix && !known_locks);
-  const bool receive = (locks & kReceiveBufferLocked) != 0;
-  if (send) integer(SO_SNDBUFFORCE, options.so_sndbuf() / 2);  // the kernel doubles it
-  if (receive) integer(SO_RCVBUFFORCE, options.so_rcvbuf() / 2);
+  if (SetsSendBuffer(options, is_unix)) {
+    const bool queues = is_unix && files_.state_.packets_size() != 0;
+    integer(SO_SNDBUFFORCE, queues ? kRoomForAnyQueue : options.so_sndbuf() / kDoubled);
+  }
+  if ((options.so_buf_lock() & kReceiveBufferLocked) != 0) {
+    integer(SO_RCVBUFFORCE, options.so_rcvbuf() / kDoubled);
+  }
   if (options.reuseaddr()) SetOption(fd, SOL_SOCKET, SO_REUSEADDR, on, name);
   if (options.so_reuseport()) SetOption(fd, SOL_SOCKET, SO_REUSEPORT, on, name);
   if (options.so_broadcast()) SetOption(fd, SOL_SOCKET, SO_BROADCAST, on, name);

@@ -37,7 +37,7 @@ class TaskPlan {
   // do the rest.
   void AddThread(CallPlan& plan, const proto::ThreadState& thread) const;
   // Calls AddThread may list, and bytes of data they may need.
-  static size_t ThreadCalls(const proto::ThreadState& thread);
+  static size_t ThreadCalls();
 
   // What is set from outside, through /proc.
   absl::Status WriteProcFiles() const;

@@ -106,7 +106,7 @@ uint32_t FreePort(int type) {
 }
 
 std::string ReadSome(int fd) {
-  char text[256];
+  char text[32768];
   const ssize_t got = ::read(fd, text, sizeof(text));
   return got < 0 ? absl::StrCat("errno ", errno) : std::string(text, static_cast<size_t>(got));
 }

@@ -1,5 +1,6 @@
 // Signals, timers and interrupted calls of a process that was built.
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -51,6 +52,40 @@ TEST_F(BuildTest, APeriodicAlarmThatIsPendingComesAgainAndAgain) {
   EXPECT_GE(report_->signals[SIGALRM], 4);
 }
 
+std::string Queued(int number, int value) {
+  siginfo_t signal = {};
+  signal.si_signo = number;
+  signal.si_code = SI_QUEUE;
+  signal.si_value.sival_int = value;
+  return std::string(reinterpret_cast<const char*>(&signal), sizeof(signal));
+}
+
+// setrlimit(2) may have gone below what was queued before.
+TEST_F(BuildTest, PendingSignalsArriveWhateverTheLimitIsNow) {
+  ASSERT_NO_FATAL_FAILURE(Prepare([](Report* report) {
+    struct sigaction action = {};
+    action.sa_sigaction = Handler;
+    action.sa_flags = SA_SIGINFO;
+    ::sigaction(SIGRTMIN + 3, &action, nullptr);
+    Beat(report, 0);
+  }));
+  criu::core_entry& core = *state_.mutable_threads(0)->mutable_core();
+  SetHandler(SIGRTMIN + 3, *core.mutable_tc());
+  core.mutable_tc()->mutable_rlimits()->mutable_rlimits(RLIMIT_SIGPENDING)->set_cur(0);
+  for (const int value : {11, 12}) {
+    core.mutable_thread_core()->mutable_signals_p()->add_signals()->set_siginfo(
+        Queued(SIGRTMIN + 3, value));
+  }
+  const absl::Status built = Build();
+  ASSERT_TRUE(built.ok()) << built;
+  const absl::Status released = Release();
+  ASSERT_TRUE(released.ok()) << released;
+  const absl::Time limit = absl::Now() + absl::Seconds(10);
+  while (report_->signals[SIGRTMIN + 3] < 2 && absl::Now() < limit) ::usleep(1000);
+  EXPECT_EQ(report_->signals[SIGRTMIN + 3], 2);
+  EXPECT_TRUE(Beats(0));
+}
+
 TEST_F(BuildTest, PendingLateAndHandledSignalsArriveWithTheirValues) {
   ASSERT_NO_FATAL_FAILURE(Prepare([](Report* report) {
     struct sigaction action = {};
@@ -63,26 +98,19 @@ TEST_F(BuildTest, PendingLateAndHandledSignalsArriveWithTheirValues) {
   }));
   criu::task_core_entry& task = *state_.mutable_threads(0)->mutable_core()->mutable_tc();
   for (const int number : {SIGUSR1, SIGRTMIN + 3, SIGALRM}) SetHandler(number, task);
-  const auto info = [](int number, int value) {
-    siginfo_t signal = {};
-    signal.si_signo = number;
-    signal.si_code = SI_QUEUE;
-    signal.si_value.sival_int = value;
-    return std::string(reinterpret_cast<const char*>(&signal), sizeof(signal));
-  };
-  task.mutable_signals_s()->add_signals()->set_siginfo(info(SIGRTMIN + 3, 11));
-  task.mutable_signals_s()->add_signals()->set_siginfo(info(SIGRTMIN + 3, 12));
+  task.mutable_signals_s()->add_signals()->set_siginfo(Queued(SIGRTMIN + 3, 11));
+  task.mutable_signals_s()->add_signals()->set_siginfo(Queued(SIGRTMIN + 3, 12));
   state_.mutable_threads(0)
       ->mutable_core()
       ->mutable_thread_core()
       ->mutable_signals_p()
       ->add_signals()
-      ->set_siginfo(info(SIGUSR1, 13));
+      ->set_siginfo(Queued(SIGUSR1, 13));
   task.mutable_timers()->mutable_real()->set_vusec(50'000);
   const absl::Status built = Build();
   ASSERT_TRUE(built.ok()) << built;
   proto::LateSignal late;
-  late.set_siginfo(info(SIGRTMIN + 3, 99));
+  late.set_siginfo(Queued(SIGRTMIN + 3, 99));
   const absl::Status queued = built_->QueueLateSignals(std::span(&late, 1));
   ASSERT_TRUE(queued.ok()) << queued;
   EXPECT_EQ(report_->signals[SIGUSR1], 0) << "a signal was delivered before the release";

@@ -48,11 +48,16 @@ TEST_F(BuildTest, SocketsListenAreBoundAndHoldWhatWasQueued) {
   const uint32_t left = AddDescriptor(state_, 7, UnixSocket(202, images::kSocketEstablished, 203));
   criu::file_entry right = UnixSocket(203, images::kSocketEstablished, 202);
   right.mutable_usk()->set_shutdown(criu::WRITE);
+  // Made smaller after it had sent more.
+  constexpr uint32_t kSmallestBuffer = 4608;
+  right.mutable_usk()->mutable_opts()->set_so_sndbuf(kSmallestBuffer);
+  right.mutable_usk()->mutable_opts()->set_so_buf_lock(1);  // SOCK_SNDBUF_LOCK
+  const std::string content(20'000, 'q');
   AddDescriptor(state_, 8, right);
   proto::SocketPacket& packet = *state_.add_packets();
   packet.mutable_entry()->set_id_for(left);
-  packet.mutable_entry()->set_length(6);
-  packet.set_data("queued");
+  packet.mutable_entry()->set_length(static_cast<uint32_t>(content.size()));
+  packet.set_data(content);
   const absl::Status built = Build();
   ASSERT_TRUE(built.ok()) << built;
 
@@ -78,7 +83,11 @@ TEST_F(BuildTest, SocketsListenAreBoundAndHoldWhatWasQueued) {
   EXPECT_EQ(info.st_mode & 07777, 0620u);
   EXPECT_EQ(info.st_uid, 12u);
   const base::UniqueFd end = Descriptor(7);
-  EXPECT_EQ(ReadSome(end.get()), "queued");
+  EXPECT_EQ(ReadSome(end.get()), content);
+  uint32_t buffer = 0;
+  length = sizeof buffer;
+  ::getsockopt(Descriptor(8).get(), SOL_SOCKET, SO_SNDBUF, &buffer, &length);
+  EXPECT_EQ(buffer, kSmallestBuffer);
   EXPECT_EQ(ReadSome(end.get()), "") << "the other end was shut down for writing";
   EXPECT_EQ(::send(end.get(), "back", 4, MSG_NOSIGNAL), 4);
   EXPECT_EQ(ReadSome(Descriptor(8).get()), "back");
