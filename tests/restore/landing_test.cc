@@ -183,6 +183,17 @@ TEST_F(LandingTest, ReservationsStayReservationsUntilPagesCome) {
   EXPECT_EQ(Memory(kPlain + 2 * kPage, 3 * kPage), Pattern(3 * kPage, 6));
 }
 
+// A file larger than memory may be mapped to be read, and so may memory that nobody ever writes.
+TEST_F(LandingTest, WhatIsOnlyReadMayBeLargerThanMemory) {
+  constexpr uint64_t kBytes = uint64_t{8} << 40;
+  constexpr uint64_t kHuge = uint64_t{1} << 44;
+  ASSERT_TRUE(source_.MapAnonymous(kHuge, kBytes, PROT_READ));
+  EndRound();
+  ASSERT_TRUE(source_.Pages(kHuge + 2 * kPage, Pattern(3 * kPage, 6)));
+  EndRound(1);
+  EXPECT_EQ(Memory(kHuge + 2 * kPage, 3 * kPage), Pattern(3 * kPage, 6));
+}
+
 TEST_F(LandingTest, MemoryForItsOwnHomeIsStagedCongruentModuloOneGibibyte) {
   const uint64_t start = kHome - 2 * kPage;
   const std::string bytes = Pattern(8 * kPage, 7);

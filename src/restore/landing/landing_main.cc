@@ -193,8 +193,13 @@ class LandingProgram {
     if ((record.flags & transport::kMapNoReserve) != 0) flags |= MAP_NORESERVE;
     const uint64_t at = StagedAddress(*shared_, part.start);
     const uint64_t offset = record.file_offset + (part.start - record.start);
-    const int64_t mapped =
+    int64_t mapped =
         Call(__NR_mmap, at, part.bytes, prot, flags, static_cast<uint64_t>(fd), offset);
+    // What was never writable may be larger than memory: nobody had to account for it.
+    if (mapped == -kEnomem && !shared && (record.prot & PROT_WRITE) == 0) {
+      mapped =
+          Call(__NR_mmap, at, part.bytes, record.prot, flags, static_cast<uint64_t>(fd), offset);
+    }
     if (Failed(mapped)) GiveUp(LandingFault::kMap, static_cast<int>(-mapped), part.start);
     if ((record.flags & (transport::kMapHugePages | transport::kMapNoHugePages)) != 0) {
       const bool huge = (record.flags & transport::kMapHugePages) != 0;
