@@ -13,6 +13,7 @@
 #include "src/images/state_images.h"
 #include "src/images/state_validation.h"
 #include "src/pageserver/verification.h"
+#include "src/restore/plan_room.h"
 #include "src/transport/socket.h"
 
 namespace predump::pageserver {
@@ -134,6 +135,8 @@ absl::Status ImageSession::Prepare(const ControlFrame& frame) {
     return absl::DataLossError(absl::StrCat("the state is of process ", state_->pid(),
                                             ", the session of process ", begin_.pid()));
   }
+  // Stored, it would be ended at the source.
+  PREDUMP_RETURN_IF_ERROR(restore::CheckRoomToBuild(*state_));
   proto::Ready ready;
   AddPhase("state read", reading.Elapsed(), ready);
 

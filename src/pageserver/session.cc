@@ -185,8 +185,10 @@ class Session {
     absl::StatusOr<IncomingImages> images =
         IncomingImages::Start(options_.images_directory, store_, begin_->pid());
     if (images.ok()) {
-      if (!begin_->check_only()) images_.emplace(*std::move(images));
-      return std::vector<proto::Blocker>();
+      std::vector<proto::Blocker> blockers;
+      if (!begin_->rounds_only()) restore::FindRoomBlockers(begin_->preview(), blockers);
+      if (!begin_->check_only() && blockers.empty()) images_.emplace(*std::move(images));
+      return blockers;
     }
     proto::Blocker blocker;
     blocker.set_what(absl::StrCat("images directory ", options_.images_directory));

@@ -14,6 +14,7 @@
 #include "src/kernel/freezer.h"
 #include "src/kernel/procfs.h"
 #include "src/kernel/restart.h"
+#include "src/restore/plan_room.h"
 #include "src/restore/xstate.h"
 
 namespace predump::restore::internal {
@@ -135,25 +136,9 @@ absl::Status Builder::Build() {
 }
 
 absl::StatusOr<CallPlan> Builder::PlanLeader() {
-  const size_t vmas = static_cast<size_t>(state_.mm().vmas_size());
-  size_t calls = 512 + 4 * vmas + process_.trampoline.shared().staged_count +
-                 40 * static_cast<size_t>(state_.files_size()) +
-                 3 * static_cast<size_t>(state_.descriptors_size()) +
-                 static_cast<size_t>(state_.packets_size()) +
-                 static_cast<size_t>(state_.extra().vmas_size()) +
-                 static_cast<size_t>(state_.threads_size()) +
-                 static_cast<size_t>(state_.threads(0).core().tc().signals_s().signals_size()) +
-                 TaskPlan::ThreadCalls();
-  for (const auto& file : state_.files()) calls += 2 * static_cast<size_t>(file.epfd().tfd_size());
-  for (const auto& pipe : state_.pipes()) calls += static_cast<size_t>(pipe.packet_bytes_size());
-  for (const auto& thread : state_.threads()) {
-    calls += static_cast<size_t>(thread.core().thread_core().signals_p().signals_size());
-  }
-  for (const auto& extra : state_.file_extras()) {
-    calls += static_cast<size_t>(extra.socket_options_size());
-  }
-  PREDUMP_ASSIGN_OR_RETURN(CallPlan plan, CallPlan::Create(process_.trampoline, calls,
-                                                           2 * state_.ByteSizeLong() + 65536));
+  PlanRoom room = LeaderRoom(state_);
+  room.calls += process_.trampoline.shared().staged_count;
+  PREDUMP_ASSIGN_OR_RETURN(CallPlan plan, CallPlan::Create(process_.trampoline, room));
   plan.Call(SYS_close_range, {0, int64_t{~0u}, 0}, "close the landing's descriptors");
   memory_.AddMoves(plan);
   memory_.AddProtections(plan);
@@ -175,8 +160,7 @@ absl::StatusOr<std::vector<CallPlan>> Builder::PlanThreads() {
   for (int i = 1; i < state_.threads_size(); ++i) {
     const proto::ThreadState& thread = state_.threads(i);
     PREDUMP_ASSIGN_OR_RETURN(CallPlan plan,
-                             CallPlan::Create(process_.trampoline, TaskPlan::ThreadCalls(),
-                                              2 * thread.ByteSizeLong() + 4096));
+                             CallPlan::Create(process_.trampoline, ThreadRoom(thread)));
     tasks_.AddThread(plan, thread);
     PREDUMP_RETURN_IF_ERROR(plan.status());
     plans.push_back(std::move(plan));

@@ -75,7 +75,7 @@ absl::Status BuiltProcess::QueueLateSignals(std::span<const proto::LateSignal> s
           absl::StrCat("late signal ", number, " for thread ", tid, ", which there is not"));
     }
     // From itself to itself: only so may the siginfo say anything (rt_sigqueueinfo(2)).
-    PREDUMP_ASSIGN_OR_RETURN(CallPlan plan, CallPlan::Create(process_->trampoline, 1, 4096));
+    PREDUMP_ASSIGN_OR_RETURN(CallPlan plan, CallPlan::Create(process_->trampoline, {1, 4096}));
     const uint64_t info = plan.Bytes(signal.siginfo());
     if (signal.has_tid()) {
       plan.Call(SYS_rt_tgsigqueueinfo, {process_->inner_pid, tid, number, info},

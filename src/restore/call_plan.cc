@@ -5,13 +5,10 @@
 
 namespace predump::restore::internal {
 
-absl::StatusOr<CallPlan> CallPlan::Create(Trampoline& trampoline, size_t calls, size_t data_bytes) {
-  // Generous for what a call takes in the table; the memory is sparse.
-  constexpr size_t kBytesPerCall = 256;
-  PREDUMP_ASSIGN_OR_RETURN(const Trampoline::Part part,
-                           trampoline.Slice(calls * kBytesPerCall + data_bytes + 2 * kPageBytes));
+absl::StatusOr<CallPlan> CallPlan::Create(Trampoline& trampoline, const PlanRoom& room) {
+  PREDUMP_ASSIGN_OR_RETURN(const Trampoline::Part part, trampoline.Slice(room.bytes()));
   PREDUMP_ASSIGN_OR_RETURN(kernel::RemoteBatch batch,
-                           kernel::RemoteBatch::Create(part.remote, part.local, calls));
+                           kernel::RemoteBatch::Create(part.remote, part.local, room.calls));
   return CallPlan(std::move(batch));
 }
 

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "src/kernel/remote_batch.h"
+#include "src/restore/plan_room.h"
 #include "src/restore/trampoline.h"
 
 namespace predump::restore::internal {
@@ -27,8 +28,8 @@ class CallPlan {
   using Argument = kernel::RemoteBatch::Argument;
   using OnError = kernel::RemoteBatch::OnError;
 
-  // Takes room for `calls` calls and `data_bytes` of data from the trampoline.
-  static absl::StatusOr<CallPlan> Create(Trampoline& trampoline, size_t calls, size_t data_bytes);
+  // Takes that room from the trampoline.
+  static absl::StatusOr<CallPlan> Create(Trampoline& trampoline, const PlanRoom& room);
 
   // `what` names the call in an error: "open /var/log/x (fd 3)".
   Id Call(uint64_t number, std::initializer_list<Argument> arguments, std::string what,

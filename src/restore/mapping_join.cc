@@ -98,7 +98,8 @@ absl::StatusOr<std::vector<Broken>> Joiner::FindBroken() const {
 
 // A reservation that was opened since, and advice given since, are all that separates some.
 absl::Status Joiner::MakeAlike(const std::vector<Broken>& all) {
-  PREDUMP_ASSIGN_OR_RETURN(CallPlan plan, CallPlan::Create(process_.trampoline, 3 * all.size(), 0));
+  PREDUMP_ASSIGN_OR_RETURN(CallPlan plan,
+                           CallPlan::Create(process_.trampoline, {3 * all.size(), 0}));
   for (const Broken& broken : all) {
     const criu::vma_entry& vma = *broken.vma;
     const uint64_t bytes = vma.end() - vma.start();

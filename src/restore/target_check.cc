@@ -29,6 +29,7 @@
 #include "src/restore/blockers.h"
 #include "src/restore/limit_names.h"
 #include "src/restore/pid_check.h"
+#include "src/restore/plan_room.h"
 #include "src/restore/requirement_check.h"
 #include "src/restore/server_check.h"
 #include "src/restore/socket_address.h"
@@ -312,11 +313,17 @@ absl::StatusOr<std::vector<proto::Blocker>> RecheckFiles(const proto::ProcessSta
   return blockers;
 }
 
+void FindRoomBlockers(const proto::ProcessState& preview, std::vector<proto::Blocker>& blockers) {
+  const absl::Status room = CheckRoomToBuild(preview);
+  if (!room.ok()) AddBlocker(blockers, "its size", std::string(room.message()));
+}
+
 absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
                                                                const TargetCheckOptions& options) {
   PREDUMP_ASSIGN_OR_RETURN(Blockers blockers, RecheckFiles(begin.preview()));
   CheckPids(begin, options, blockers);
   CheckKernel(begin, blockers);
+  FindRoomBlockers(begin.preview(), blockers);
   PREDUMP_RETURN_IF_ERROR(
       internal::FindUnmetRequirements(begin, options.new_pid_namespace, blockers));
   PREDUMP_RETURN_IF_ERROR(CheckMemory(begin.memory_bytes(), blockers));

@@ -30,6 +30,9 @@ struct TargetCheckOptions {
 absl::StatusOr<std::vector<proto::Blocker>> FindTargetBlockers(const proto::Begin& begin,
                                                                const TargetCheckOptions& options);
 
+// Whether it is too large to be built on any host: it had better not be stored either.
+void FindRoomBlockers(const proto::ProcessState& preview, std::vector<proto::Blocker>& blockers);
+
 // The files alone, again, right before the process is built: they may have changed since Begin.
 absl::StatusOr<std::vector<proto::Blocker>> RecheckFiles(const proto::ProcessState& state);
 

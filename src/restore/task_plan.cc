@@ -183,16 +183,8 @@ void TaskPlan::AddProcess(CallPlan& plan) const {
     plan.Call(SYS_rt_sigqueueinfo, {process_.inner_pid, number, plan.Bytes(entry.siginfo())},
               absl::StrCat("pending signal ", number));
   }
-  // Before the limits, which may be below what is queued, and for all threads before any of them.
-  for (const proto::ThreadState& thread : state_.threads()) {
-    const int tid = static_cast<int>(thread.tid());
-    for (const auto& entry : thread.core().thread_core().signals_p().signals()) {
-      const int number = SignalNumber(entry.siginfo());
-      plan.Call(SYS_rt_tgsigqueueinfo,
-                {process_.inner_pid, tid, number, plan.Bytes(entry.siginfo())},
-                absl::StrCat("pending signal ", number, " of thread ", tid));
-    }
-  }
+  // Before the limits, which may be below what is queued.
+  AddPendingSignals(plan, state_.threads(0));
   AddTimers(plan);
   AddLimits(plan);
 }
@@ -255,9 +247,14 @@ void TaskPlan::AddLimits(CallPlan& plan) const {
   }
 }
 
-size_t TaskPlan::ThreadCalls() {
-  // Bounding and ambient capabilities take up to 64 calls each.
-  return 192;
+// From a thread to itself: only so may the siginfo say anything (rt_tgsigqueueinfo(2)).
+void TaskPlan::AddPendingSignals(CallPlan& plan, const proto::ThreadState& thread) const {
+  const int tid = static_cast<int>(thread.tid());
+  for (const auto& entry : thread.core().thread_core().signals_p().signals()) {
+    const int number = SignalNumber(entry.siginfo());
+    plan.Call(SYS_rt_tgsigqueueinfo, {process_.inner_pid, tid, number, plan.Bytes(entry.siginfo())},
+              absl::StrCat("pending signal ", number, " of thread ", tid));
+  }
 }
 
 void TaskPlan::AddThread(CallPlan& plan, const proto::ThreadState& thread) const {
@@ -286,6 +283,7 @@ void TaskPlan::AddThread(CallPlan& plan, const proto::ThreadState& thread) const
   }
   const std::string& name = core.has_comm() ? core.comm() : task().comm();
   plan.Call(SYS_prctl, {PR_SET_NAME, plan.String(name)}, "name" + of_thread);
+  if (!leader) AddPendingSignals(plan, thread);
   AddScheduling(plan, thread);
   const proto::ThreadExtra& extra = thread.extra();
   if (extra.has_timer_slack_ns() && extra.timer_slack_ns() != process_.baseline.timer_slack_ns) {

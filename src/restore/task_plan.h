@@ -36,8 +36,6 @@ class TaskPlan {
   // Of one thread, to be run by it; last of all its credentials, which may take away the right to
   // do the rest.
   void AddThread(CallPlan& plan, const proto::ThreadState& thread) const;
-  // Calls AddThread may list, and bytes of data they may need.
-  static size_t ThreadCalls();
 
   // What is set from outside, through /proc.
   absl::Status WriteProcFiles() const;
@@ -49,6 +47,7 @@ class TaskPlan {
   void AddTimers(CallPlan& plan) const;
   void AddIds(CallPlan& plan, const criu::creds_entry& creds) const;
   void AddLimits(CallPlan& plan) const;
+  void AddPendingSignals(CallPlan& plan, const proto::ThreadState& thread) const;
   void AddScheduling(CallPlan& plan, const proto::ThreadState& thread) const;
   void AddCredentials(CallPlan& plan, const criu::creds_entry& creds) const;
   bool SameCredentials(const criu::creds_entry& creds) const;

@@ -27,6 +27,7 @@
 #include "gtest/gtest.h"
 #include "src/base/unique_fd.h"
 #include "src/images/image_constants.h"
+#include "src/restore/plan_room.h"
 
 namespace predump::restore {
 namespace {
@@ -91,6 +92,20 @@ TEST(TargetCheckTest, TakenPidsAreNamedUnlessTheProcessGetsANamespace) {
   EXPECT_THAT(Find(begin, {.new_pid_namespace = true}), IsEmpty());
   begin.set_pid(1);
   EXPECT_THAT(Find(begin, {.new_pid_namespace = true}), Contains(HasSubstr("init")));
+}
+
+TEST(TargetCheckTest, AProcessThatCouldNotBeBuiltIsSaidToBeTooLarge) {
+  proto::Begin begin = FreePid();
+  const auto grow_to = [&begin](int threads) {
+    while (begin.preview().threads_size() < threads) begin.mutable_preview()->add_threads();
+  };
+  grow_to(5000);
+  EXPECT_TRUE(CheckRoomToBuild(begin.preview()).ok());
+  grow_to(20'000);
+  EXPECT_THAT(Find(begin), Contains(AllOf(HasSubstr("20000 threads"), HasSubstr("room for 240"))));
+  std::vector<proto::Blocker> blockers;
+  FindRoomBlockers(begin.preview(), blockers);
+  EXPECT_EQ(blockers.size(), 1u);
 }
 
 TEST(TargetCheckTest, TheTerminalItHadNeedNotBeHere) {
