@@ -108,6 +108,7 @@ TEST(LandingLifeTest, TheReaperDoesNotKeepTheNumberThatIsWanted) {
     options.data_socket = source.TakeLandingEnd();
     std::ofstream("/proc/sys/kernel/ns_last_pid") << ended - 1;
     auto landing = Landing::Start(std::move(options));
+    if (absl::IsAlreadyExists(landing.status())) continue;  // somebody else was quicker
     ASSERT_TRUE(landing.ok()) << landing.status();
     EXPECT_EQ(landing->outer_pid(), ended);
     int last = 0;
